@@ -1,0 +1,156 @@
+"""`lading agent`: run an agent on this host."""
+
+import asyncio
+import logging
+import os
+import pathlib
+import sys
+import time
+
+import click
+
+from lading_agent.errors import AgentError
+from lading_agent.runtimes import Runtime
+from lading_agent.settings import Settings, agent_name, check_server, parse_labels, read_token
+
+DEFAULT_SOCKET = "unix:///var/run/docker.sock"
+
+
+@click.group()
+def agent() -> None:
+    """The agent: executes commands on this host."""
+
+
+@agent.command()
+@click.option(
+    "--server",
+    envvar="LADING_SERVER",
+    default="127.0.0.1:7443",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="The control plane.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="FILE",
+    help="File with the agent's token, read anew at each connection. Else LADING_TOKEN.",
+)
+@click.option(
+    "--ca",
+    type=click.Path(path_type=pathlib.Path),
+    envvar="LADING_CA",
+    metavar="FILE",
+    help="Certificate that signed the server's (PEM). Needed unless the server is on this machine.",
+)
+@click.option("--name", metavar="NAME", help="The agent's name; must be the token's subject, and may be left out.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=pathlib.Path),
+    envvar="LADING_AGENT_DATA",
+    default="lading-agent-data",
+    show_default=True,
+    metavar="DIR",
+    help="Folder for the journal; one agent each. Keep it: it is how a command is never done twice.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["docker", "process"]),
+    default="docker",
+    show_default=True,
+    help="What to drive: a Docker-compatible engine (Docker, Podman), or plain processes.",
+)
+@click.option(
+    "--docker-host",
+    envvar="DOCKER_HOST",
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    metavar="URL",
+    help="The engine: unix:///path/to/socket or tcp://HOST:PORT.",
+)
+@click.option(
+    "--processes",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="FILE.toml",
+    help="Processes of the process runtime, as shown above.",
+)
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of the agent; may be repeated.")
+def run(
+    server: str,
+    token_file: pathlib.Path | None,
+    ca: pathlib.Path | None,
+    name: str | None,
+    data: pathlib.Path,
+    runtime: str,
+    docker_host: str,
+    processes: pathlib.Path | None,
+    labels: tuple[str, ...],
+) -> None:
+    """Run the agent of this host until SIGTERM or Ctrl-C.
+
+    \b
+    Examples:
+      lading agent run --token-file agent.token
+      lading agent run --server lading.example:7443 --ca ca.pem --token-file agent.token --label env=prod
+      lading agent run --docker-host unix:///run/podman/podman.sock --token-file agent.token
+      lading agent run --runtime process --processes processes.toml --token-file agent.token
+
+    An admin makes the token:  lading token create --kind agent AGENT > agent.token
+
+    A signal stops the agent, never a container: commands that run are finished and reported, then it ends with 0.
+
+    \b
+    A file of processes:
+      [process.web]
+      command = ["python3", "-m", "http.server", "8080"]
+      cwd = "/srv/www"              # optional, as are all below
+      env = { LANG = "C.UTF-8" }
+      labels = { app = "web" }
+      restart = "on-failure"        # no, on-failure, unless-stopped, always
+      autocreate = true             # there is a container `web` at once, not started
+    """
+    write_log_lines()
+    try:
+        check_server(server, ca)
+        token = read_token(token_file, os.environ.get("LADING_TOKEN", ""))
+        settings = Settings(
+            server=server,
+            name=agent_name(token, name),
+            data=data,
+            token_file=token_file,
+            token_value="" if token_file else token.value,
+            labels=parse_labels(labels),
+            ca=ca,
+        )
+        asyncio.run(_run(settings, runtime, docker_host, processes))
+    except AgentError as error:
+        click.echo(f"lading agent: {error}", err=True)
+        sys.exit(2)
+
+
+async def _run(settings: Settings, runtime: str, docker_host: str, processes: pathlib.Path | None) -> None:
+    from lading_agent.daemon import Daemon
+
+    await Daemon(settings, _make_runtime(settings, runtime, docker_host, processes)).run()
+
+
+def _make_runtime(settings: Settings, runtime: str, docker_host: str, processes: pathlib.Path | None) -> Runtime:
+    """Imports only what is driven: an agent of processes needs no HTTP."""
+    if runtime == "docker":
+        from lading_agent.runtimes.docker import DockerRuntime
+
+        return DockerRuntime(docker_host)
+    from lading_agent.runtimes.process import ProcessRuntime
+
+    return ProcessRuntime(settings.data / "processes", processes)
+
+
+def write_log_lines() -> None:
+    """One line an event, on stderr: time in UTC, level, what happened."""
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)

@@ -1,0 +1,98 @@
+"""The agent as a whole: one session after another, until a signal."""
+
+import asyncio
+import logging
+import signal
+import time
+import uuid
+
+from lading_agent.backoff import Backoff
+from lading_agent.bulk import Bulk
+from lading_agent.journal import Journal
+from lading_agent.runtimes import Runtime
+from lading_agent.session import LAST_WORDS_WITHIN, Ending, Session
+from lading_agent.settings import Settings
+from lading_agent.worker import Worker
+
+log = logging.getLogger(__name__)
+
+DRAIN_WITHIN = 30.0
+# A session that lived this long in seconds was a good one: the next failure is the first again.
+GOOD_AFTER = 30.0
+
+
+class Daemon:
+    """`run` until SIGTERM, SIGINT or `stop`; containers go on without it."""
+
+    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+        self._settings = settings
+        self._runtime = runtime
+        self._journal = Journal(settings.data)
+        self._worker = Worker(settings.name, runtime, self._journal)
+        self._bulk = Bulk(settings, runtime)
+        self._backoff = Backoff()
+        self._boot_id = str(uuid.uuid4())
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Drain: begin nothing more, finish what runs, say so, and end."""
+        if not self._stopping.is_set():
+            log.info("stopping: finishing what runs")
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Raises JournalError or SettingsError when it cannot begin."""
+        await self._journal.open()
+        try:
+            await self._runtime.open()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop)
+            title = await self._runtime.title()
+            log.info("agent %s: runtime %s, data in %s", self._settings.name, title, self._settings.data)
+            await self._worker.recover()
+            while not self._stopping.is_set():
+                await self._connect()
+        finally:
+            await self._bulk.close()
+            await self._worker.close()
+            await self._runtime.close()
+            await self._journal.close()
+            log.info("stopped")
+
+    async def _connect(self) -> None:
+        """One session and the wait after it; a stop ends both in order."""
+        session = Session(self._settings, self._boot_id, self._journal, self._worker, self._runtime, self._bulk)
+        began = time.monotonic()
+        life = asyncio.create_task(session.run())
+        stop = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({life, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if self._stopping.is_set():
+            await self._worker.drain(DRAIN_WITHIN, "the agent is stopping")
+            session.leave("the agent is stopping")
+            await asyncio.wait({life}, timeout=LAST_WORDS_WITHIN)
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
+            return
+        ending = life.result()
+        if ending.lived and time.monotonic() - began > GOOD_AFTER:
+            self._backoff.reset()
+        seconds = self._wait(ending)
+        log.log(
+            logging.INFO if ending.wait is not None else logging.WARNING,
+            "not connected to %s: %s; trying again in %.1f s",
+            self._settings.server,
+            ending.reason,
+            seconds,
+        )
+        await asyncio.wait({stop}, timeout=seconds)
+        if not stop.done():
+            stop.cancel()
+        else:
+            await self._worker.drain(DRAIN_WITHIN, "the agent is stopping")
+
+    def _wait(self, ending: Ending) -> float:
+        """The server's word counts, where it gave one; it assigns the slots of a fleet."""
+        if ending.wait is not None:
+            return ending.wait
+        return self._backoff.slow() if ending.slow else self._backoff.next()

@@ -1,0 +1,55 @@
+"""What can go wrong in the agent: one tree. A class's docstring is its message where none is given."""
+
+import inspect
+
+from grpc import StatusCode
+
+
+class AgentError(Exception):
+    """The agent failed."""
+
+    code = StatusCode.UNKNOWN
+
+    def __init__(self, message: str = "", code: StatusCode | None = None) -> None:
+        super().__init__(message or inspect.getdoc(type(self)))
+        self.code = code or self.code
+
+
+class SettingsError(AgentError):
+    """The agent cannot run with these settings."""
+
+    code = StatusCode.INVALID_ARGUMENT
+
+
+class JournalError(AgentError):
+    """The journal cannot be written; nothing was done."""
+
+    code = StatusCode.UNAVAILABLE
+
+
+class Refused(AgentError):
+    """The agent refuses this command."""
+
+    code = StatusCode.INVALID_ARGUMENT
+
+
+class Cancelled(AgentError):
+    """The command was cancelled before it began; nothing was done."""
+
+    code = StatusCode.CANCELLED
+
+
+class RuntimeFailure(AgentError):
+    """The runtime refused or failed; it has answered, so nothing is in doubt."""
+
+
+class Unchanged(RuntimeFailure):
+    """It is in that state already."""
+
+    code = StatusCode.FAILED_PRECONDITION
+
+
+class InDoubt(AgentError):
+    """The runtime did not answer: whether it acted is not known."""
+
+    code = StatusCode.UNAVAILABLE

@@ -1,0 +1,240 @@
+"""The runtime `docker`: the Docker Engine API of Docker and Podman."""
+
+import json
+import math
+import re
+import struct
+import time
+from asyncio import Semaphore, gather
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import quote
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc import StatusCode
+
+from lading.v1.commands_pb2 import ContainerSpec
+from lading.v1.containers_pb2 import LOG_SOURCE_STDERR, LOG_SOURCE_STDOUT, Container
+from lading_agent.errors import RuntimeFailure, Unchanged
+from lading_agent.runtimes import LogPiece, LogQuery, RuntimeEvent
+from lading_agent.runtimes.engine import Engine, json_lines
+
+INSPECTIONS_AT_ONCE = 8
+# Podman's words for what Docker calls otherwise.
+STATES = {"configured": "created", "initialized": "created", "stopped": "exited", "stopping": "running"}
+ACTIONS = {"died": "die", "remove": "destroy"}
+# Events that change nothing in the inventory.
+SILENT = ("exec_", "attach", "detach", "top", "resize", "copy", "archive-path", "extract-to-dir", "export")
+HAS_TAG_OR_DIGEST = re.compile(r"(:[^/]+|@[^/]+)$")
+
+
+class DockerRuntime:
+    """Containers of one engine; see `Runtime`."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = Engine(url)
+
+    async def open(self) -> None:
+        await self._engine.open()
+
+    async def title(self) -> str:
+        try:
+            version = await self._engine.ask("/version")
+        except RuntimeFailure:
+            return "docker"
+        parts = version.get("Components") or [{"Name": "Engine", "Version": version.get("Version", "")}]
+        program = "podman" if "podman" in parts[0]["Name"].lower() else "docker"
+        return f"{program} {parts[0]['Version']}"
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    async def containers(self) -> list[Container]:
+        # The engine's list knows neither times nor exit codes: every container is inspected, some at a time.
+        slots = Semaphore(INSPECTIONS_AT_ONCE)
+
+        async def inspect(id: str) -> Container | None:
+            async with slots:
+                try:
+                    return read_container(await self._inspect(id))
+                except RuntimeFailure as error:
+                    if error.code == StatusCode.NOT_FOUND:
+                        return None
+                    raise
+
+        ids = [str(each["Id"]) for each in await self._engine.ask("/containers/json", all="1")]
+        return [each for each in await gather(*map(inspect, ids)) if each is not None]
+
+    async def get(self, name: str) -> Container:
+        container = read_container(await self._inspect(name))
+        if container.name != name:
+            # The engine also finds containers by the beginning of their id.
+            raise RuntimeFailure(f"No such container: {name}", StatusCode.NOT_FOUND)
+        return container
+
+    async def create(self, name: str, spec: ContainerSpec) -> None:
+        body: dict[str, Any] = {
+            "Image": spec.image,
+            "Env": [f"{key}={value}" for key, value in spec.env.items()],
+            "Labels": dict(spec.labels),
+            "HostConfig": {"RestartPolicy": {"Name": spec.restart or "no"}},
+        }
+        if spec.command:
+            body["Cmd"] = list(spec.command)
+        if spec.network:
+            body["HostConfig"]["NetworkMode"] = spec.network
+        try:
+            await self._engine.act("POST", "/containers/create", {"name": name}, body)
+        except RuntimeFailure as error:
+            if error.code == StatusCode.FAILED_PRECONDITION or "already in use" in str(error):
+                raise RuntimeFailure(str(error), StatusCode.ALREADY_EXISTS) from None
+            raise
+
+    async def start(self, id: str) -> None:
+        await self._change(id, "start", refusal="is already running")
+
+    async def stop(self, id: str, grace: float) -> None:
+        await self._change(id, "stop", refusal="is not running", t=str(math.ceil(grace)))
+
+    async def restart(self, id: str, grace: float) -> None:
+        await self._change(id, "restart", t=str(math.ceil(grace)))
+
+    async def kill(self, id: str, signal: str) -> None:
+        await self._change(id, "kill", signal=signal)
+
+    async def pause(self, id: str) -> None:
+        await self._change(id, "pause")
+
+    async def unpause(self, id: str) -> None:
+        await self._change(id, "unpause")
+
+    async def remove(self, id: str, force: bool) -> None:
+        await self._engine.act("DELETE", f"/containers/{id}", {"force": "1"} if force else {})
+
+    async def pull(self, image: str) -> None:
+        reference = image if HAS_TAG_OR_DIGEST.search(image) else f"{image}:latest"
+        # The engine answers 200 at once and says in the stream how it went.
+        stream = self._engine.stream("/images/create", {"fromImage": reference}, method="POST")
+        async with aclosing(stream) as chunks, aclosing(json_lines(chunks)) as lines:
+            async for line in lines:
+                if words := line.get("error"):
+                    missing = "not found" in words or "does not exist" in words
+                    raise RuntimeFailure(str(words), StatusCode.NOT_FOUND if missing else StatusCode.UNKNOWN)
+
+    async def logs(self, name: str, query: LogQuery) -> AsyncGenerator[LogPiece, None]:
+        found = await self._inspect(name)
+        if read_container(found).name != name:
+            raise RuntimeFailure(f"No such container: {name}", StatusCode.NOT_FOUND)
+        asked = {"stdout": "1", "stderr": "1", "tail": str(query.tail) if query.tail else "all"}
+        if query.follow:
+            asked["follow"] = "1"
+        if query.timestamps:
+            asked["timestamps"] = "1"
+        if query.since_ns:
+            asked["since"] = _seconds(query.since_ns)
+        async with aclosing(self._engine.stream(f"/containers/{found['Id']}/logs", asked)) as chunks:
+            if found["Config"].get("Tty"):
+                async for chunk in chunks:
+                    yield LogPiece(LOG_SOURCE_STDOUT, chunk)
+            else:
+                async with aclosing(split_log(chunks)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+
+    async def events(self, since_ns: int) -> AsyncGenerator[RuntimeEvent, None]:
+        async with aclosing(self._events({"since": _seconds(since_ns)}, {})) as events:
+            async for event in events:
+                yield event
+
+    async def history(self, name: str, since_ns: int) -> list[RuntimeEvent]:
+        until = {"since": _seconds(since_ns), "until": _seconds(time.time_ns())}
+        async with aclosing(self._events(until, {"container": [name]})) as events:
+            return [event async for event in events]
+
+    async def _events(self, query: dict[str, str], filters: dict[str, list[str]]) -> AsyncGenerator[RuntimeEvent, None]:
+        asked = {**query, "filters": json.dumps({"type": ["container"], **filters})}
+        async with aclosing(self._engine.stream("/events", asked)) as chunks, aclosing(json_lines(chunks)) as lines:
+            async for line in lines:
+                for event in read_events(line):
+                    yield event
+
+    async def _inspect(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = await self._engine.ask(f"/containers/{quote(name, safe='')}/json")
+        return found
+
+    async def _change(self, id: str, verb: str, refusal: str = "is in that state already", **query: str) -> None:
+        try:
+            await self._engine.act("POST", f"/containers/{id}/{verb}", query)
+        except Unchanged:
+            raise RuntimeFailure(f"the container {refusal}", Unchanged.code) from None
+
+
+def read_container(found: dict[str, Any]) -> Container:
+    """An inspection as the contract says it."""
+    state, config = found["State"], found["Config"]
+    container = Container(
+        name=found["Name"].removeprefix("/"),
+        id=found["Id"],
+        image=config.get("Image") or "",
+        image_digest=_digest(found.get("Image") or ""),
+        state=STATES.get(state["Status"], state["Status"]),
+        exit_code=state.get("ExitCode") or 0,
+        restart_count=found.get("RestartCount") or 0,
+        labels=config.get("Labels") or {},
+    )
+    health = (state.get("Health") or {}).get("Status") or ""
+    container.health = "" if health == "none" else health
+    _set_time(container.created_at, found.get("Created"))
+    _set_time(container.started_at, state.get("StartedAt"))
+    _set_time(container.finished_at, state.get("FinishedAt"))
+    container.as_of.GetCurrentTime()
+    return container
+
+
+def read_events(line: dict[str, Any]) -> list[RuntimeEvent]:
+    """The events of one line: a renaming is one for each name, noise is none."""
+    action = str(line.get("Action") or line.get("status") or "").partition(":")[0]
+    action = ACTIONS.get(action, action)
+    if not action or action.startswith(SILENT):
+        return []
+    marks = (line.get("Actor") or {}).get("Attributes") or {}
+    at_ns = int(line.get("timeNano") or line.get("time", 0) * 1_000_000_000)
+    names = [marks.get("name", ""), marks.get("oldName", "")]
+    return [RuntimeEvent(name.removeprefix("/"), action, at_ns) for name in names if name]
+
+
+async def split_log(chunks: AsyncIterator[bytes]) -> AsyncGenerator[LogPiece, None]:
+    """The engine's frames (1 byte source, 3 bytes nothing, 4 bytes length, then the bytes), neighbours put together."""
+    rest = b""
+    async for chunk in chunks:
+        rest += chunk
+        pieces: list[tuple[int, list[bytes]]] = []
+        position = 0
+        while len(rest) - position >= 8:
+            source, length = struct.unpack_from(">BxxxI", rest, position)
+            if len(rest) - position - 8 < length:
+                break
+            data = rest[position + 8 : position + 8 + length]
+            position += 8 + length
+            if pieces and pieces[-1][0] == source:
+                pieces[-1][1].append(data)
+            else:
+                pieces.append((source, [data]))
+        rest = rest[position:]
+        for source, parts in pieces:
+            yield LogPiece(LOG_SOURCE_STDERR if source == 2 else LOG_SOURCE_STDOUT, b"".join(parts))
+
+
+def _digest(image: str) -> str:
+    return f"sha256:{image}" if re.fullmatch("[0-9a-f]{64}", image) else image
+
+
+def _set_time(field: Timestamp, text: str | None) -> None:
+    """The year 1 is how engines write never."""
+    if text and not text.startswith("0001-"):
+        field.FromJsonString(text)
+
+
+def _seconds(at_ns: int) -> str:
+    return f"{at_ns // 1_000_000_000}.{at_ns % 1_000_000_000:09d}"

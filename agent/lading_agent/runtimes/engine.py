@@ -1,0 +1,150 @@
+"""HTTP to a Docker-compatible engine: which answer is which gRPC code, and when it is in doubt whether it acted."""
+
+import json
+import os
+import pathlib
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from grpc import StatusCode
+from yarl import URL
+
+from lading_agent.errors import InDoubt, RuntimeFailure, SettingsError, Unchanged
+
+CONNECT_WITHIN = 10.0
+CODES = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.PERMISSION_DENIED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.NOT_FOUND,
+    406: StatusCode.FAILED_PRECONDITION,
+    409: StatusCode.FAILED_PRECONDITION,
+    500: StatusCode.INTERNAL,
+    501: StatusCode.UNIMPLEMENTED,
+    503: StatusCode.UNAVAILABLE,
+}
+# Podman answers 500 where Docker answers 409.
+WRONG_STATE = "container state improper"
+
+
+class Engine:
+    """One engine at `unix:///path` or `tcp://host:port`; TLS as Docker's own tools take it from the environment
+    (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH). `open` first."""
+
+    def __init__(self, url: str) -> None:
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in ("unix", "tcp", "http") or not rest:
+            raise SettingsError(f"--docker-host must be unix:///path/to/socket or tcp://HOST:PORT, not {url!r}")
+        self.url = url
+        self._unix_path = rest if scheme == "unix" else None
+        self._tls = tls_from_environment() if scheme == "tcp" else None
+        self._address = "http://engine" if self._unix_path else f"{'https' if self._tls else 'http'}://{rest}"
+        self._session: aiohttp.ClientSession | None = None
+        self._version: str | None = None
+
+    async def open(self) -> None:
+        connector: aiohttp.BaseConnector
+        if self._unix_path:
+            connector = aiohttp.UnixConnector(self._unix_path, limit=0)
+        else:
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
+        # No limit in time: how long a command may take is the worker's to say.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(self, path: str, **query: str) -> Any:
+        """GET it, as JSON."""
+        async with self._request("GET", path, query) as response:
+            return await _json(response)
+
+    async def act(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None) -> Any:
+        """A request that changes something; raises InDoubt when the connection broke before the answer."""
+        async with self._request(method, path, query or {}, body) as response:
+            return await _json(response)
+
+    async def stream(self, path: str, query: Mapping[str, str], method: str = "GET") -> AsyncGenerator[bytes, None]:
+        """The answer's bytes as they come; nothing is read ahead of the caller but one buffer of 64 KB."""
+        async with self._request(method, path, query) as response:
+            while chunk := await response.content.readany():
+                yield chunk
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, query: Mapping[str, str], body: Any = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        assert self._session is not None, "open() first"
+        version = self._version or await self._negotiate()
+        target = f"{self._address}/v{version}{path}" + (f"?{urlencode(query)}" if query else "")
+        try:
+            async with self._session.request(method, URL(target, encoded=True), json=body) as response:
+                if response.status == 304:
+                    raise Unchanged
+                if response.status >= 400:
+                    raise await _failure(response)
+                yield response
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise self._unreachable(error) from None
+        except (aiohttp.ClientError, OSError) as error:
+            if method == "GET":
+                raise self._unreachable(error) from None
+            raise InDoubt(f"the engine at {self.url} broke off before it answered: {error}") from None
+
+    async def _negotiate(self) -> str:
+        """The engine's own version of the API: paths without one are deprecated, and a fixed one ages."""
+        assert self._session is not None, "open() first"
+        try:
+            async with self._session.get(f"{self._address}/_ping") as response:
+                if response.status >= 400:
+                    raise await _failure(response)
+                self._version = response.headers.get("Api-Version", "1.41")
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from None
+        return self._version
+
+    def _unreachable(self, error: Exception) -> RuntimeFailure:
+        return RuntimeFailure(f"the engine at {self.url} does not answer: {error}", StatusCode.UNAVAILABLE)
+
+
+async def json_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[dict[str, Any], None]:
+    """JSON documents, one a line, of any length."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
+
+
+def tls_from_environment() -> ssl.SSLContext | None:
+    """As Docker's own tools: certificates in DOCKER_CERT_PATH when DOCKER_TLS_VERIFY is set."""
+    if not os.environ.get("DOCKER_TLS_VERIFY"):
+        return None
+    folder = pathlib.Path(os.environ.get("DOCKER_CERT_PATH") or pathlib.Path.home() / ".docker")
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+async def _json(response: aiohttp.ClientResponse) -> Any:
+    data = await response.read()
+    return json.loads(data) if data else None
+
+
+async def _failure(response: aiohttp.ClientResponse) -> RuntimeFailure:
+    """What the engine refused, in its own words."""
+    data = await response.read()
+    try:
+        words = str(json.loads(data)["message"])
+    except (ValueError, KeyError, TypeError):
+        words = data.decode(errors="replace")
+    words = words.strip() or f"the engine answered {response.status}"
+    code = StatusCode.FAILED_PRECONDITION if WRONG_STATE in words else CODES.get(response.status, StatusCode.UNKNOWN)
+    return RuntimeFailure(words, code)

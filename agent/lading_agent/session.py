@@ -1,0 +1,236 @@
+"""One life of the agent's Connect stream."""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from lading.v1.agent_link_pb2 import ConnectRequest, ConnectResponse, Drain, Goodbye, Heartbeat, Hello, Welcome
+from lading.v1.agent_link_pb2_grpc import AgentLinkStub
+from lading_agent.bulk import Bulk
+from lading_agent.errors import AgentError
+from lading_agent.inventory import Inventory
+from lading_agent.journal import Journal
+from lading_agent.link import identity, open_channel
+from lading_agent.runtimes import Runtime
+from lading_agent.settings import Settings
+from lading_agent.worker import Worker
+
+log = logging.getLogger(__name__)
+
+WELCOME_WITHIN = 60.0
+HEARTBEAT_EVERY = 15.0
+DRAIN_WITHIN = 10.0
+LAST_WORDS_WITHIN = 5.0
+
+Call = grpc.aio.StreamStreamCall[ConnectRequest, ConnectResponse]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a session ended. `wait`: seconds that the server asked for; `slow`: it will not pass by itself; `lived`:
+    there was a Welcome."""
+
+    reason: str
+    wait: float | None = None
+    slow: bool = False
+    lived: bool = False
+
+
+class Broken(AgentError):
+    """The server broke the protocol."""
+
+
+class Session:
+    """Connect once, by `run`; frames go out in the order of `send`, at once or after Welcome."""
+
+    def __init__(
+        self, settings: Settings, boot_id: str, journal: Journal, worker: Worker, runtime: Runtime, bulk: Bulk
+    ) -> None:
+        self._settings = settings
+        self._boot_id = boot_id
+        self._journal = journal
+        self._worker = worker
+        self._runtime = runtime
+        self._bulk = bulk
+        self._inventory = Inventory(runtime, self.send)
+        self._outbox: asyncio.Queue[ConnectRequest | None] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._epoch = 0
+        self._sent = 0
+        self._processed = 0
+        self._drain: Drain | None = None
+        # What was skipped, by why.
+        self.skipped: Counter[str] = Counter()
+
+    def send(self, frame: ConnectRequest) -> None:
+        """Takes epoch, seq and ack when it is written."""
+        self._outbox.put_nowait(frame)
+
+    def leave(self, reason: str) -> None:
+        """Say Goodbye after all that waits, and nothing after it; `run` returns when the server has ended it too."""
+        self.send(ConnectRequest(goodbye=Goodbye(reason=reason, restart_expected=True)))
+        self._outbox.put_nowait(None)
+
+    async def run(self) -> Ending:
+        """From Hello to the end, which is never an exception unless cancelled."""
+        # Before Hello is composed: a result that comes in between is said in both, never in neither.
+        self._worker.send = self.send
+        try:
+            async with open_channel(self._settings) as channel:
+                call: Call = AgentLinkStub(channel).Connect(metadata=identity(self._settings))
+                try:
+                    await self._live(call)
+                finally:
+                    call.cancel()
+        except grpc.aio.AioRpcError as error:
+            return self._ending(error)
+        except AgentError as error:
+            return Ending(str(error), lived=self._epoch > 0)
+        except TimeoutError:
+            return Ending(f"no Welcome within {WELCOME_WITHIN:g} s")
+        finally:
+            self._worker.send = lambda frame: None
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        return self._ending(None)
+
+    async def _live(self, call: Call) -> None:
+        async with asyncio.timeout(WELCOME_WITHIN):
+            await self._write(call, ConnectRequest(hello=await self._compose_hello()))
+            first = await call.read()
+        if not isinstance(first, ConnectResponse) or first.WhichOneof("frame") != "welcome":
+            raise Broken("the server did not say Welcome first")
+        await self._enter(first)
+        self._start(self._write_frames(call))
+        self._start(self._beat(first.welcome))
+        self._start(self._inventory.run())
+        while isinstance(frame := await call.read(), ConnectResponse):
+            await self._take(frame)
+
+    async def _compose_hello(self) -> Hello:
+        await self._journal.purge()
+        hello = Hello(
+            version=version("lading"),
+            boot_id=self._boot_id,
+            journal_id=self._journal.id,
+            epoch=self._journal.epoch,
+            held=await self._journal.held(),
+            runtime=await self._runtime.title(),
+            labels=self._settings.labels,
+        )
+        hello.agent_time.GetCurrentTime()
+        return hello
+
+    async def _enter(self, first: ConnectResponse) -> None:
+        """Nobody of a lower epoch may command; the new one is on disk before anything acts on it."""
+        if first.epoch < self._journal.epoch:
+            raise Broken(f"the server's epoch {first.epoch} is over: this agent has seen {self._journal.epoch}")
+        await self._journal.raise_epoch(first.epoch)
+        self._epoch, self._processed = first.epoch, first.seq
+        log.info("connected to %s, epoch %d", self._settings.server, self._epoch)
+
+    async def _take(self, frame: ConnectResponse) -> None:
+        """Process one frame; it counts as processed when what it asks is durable."""
+        if frame.epoch != self._epoch:
+            self._skip("of another epoch", frame)
+            return
+        if frame.seq <= self._processed:
+            self._skip("seen before", frame)
+            return
+        if frame.seq != self._processed + 1:
+            raise Broken(f"frame {frame.seq} came after {self._processed}: some are lost, connecting anew")
+        kind = frame.WhichOneof("frame")
+        if kind == "dispatch":
+            await self._worker.receive(frame.dispatch)
+        elif kind == "cancel":
+            self._worker.cancel(frame.cancel.command)
+        elif kind == "result_receipt":
+            self._journal.receipt(frame.result_receipt.command)
+        elif kind == "report_full":
+            self._inventory.report_full()
+        elif kind == "open_bulk":
+            self._bulk.open(frame.open_bulk)
+        elif kind == "drain" and self._drain is None:
+            self._drain = frame.drain
+            self._start(self._follow_drain(frame.drain))
+        else:
+            self._skip("unknown", frame)
+        self._processed = frame.seq
+
+    def _skip(self, why: str, frame: ConnectResponse) -> None:
+        self.skipped[why] += 1
+        if self.skipped[why] == 1:
+            log.warning("skipped frame %d of epoch %d: %s", frame.seq, frame.epoch, why)
+
+    async def _follow_drain(self, drain: Drain) -> None:
+        log.info("the server asks to connect anew: %s", drain.reason or "no reason given")
+        await self._worker.idle(DRAIN_WITHIN)
+        self.leave(f"drained: {drain.reason}")
+
+    async def _beat(self, welcome: Welcome) -> None:
+        """Heartbeats, each a little off, so that a fleet's do not come together."""
+        every = welcome.heartbeat.ToTimedelta().total_seconds() or HEARTBEAT_EVERY
+        while True:
+            await asyncio.sleep(every * random.uniform(0.9, 1.1))
+            heartbeat = Heartbeat(journal_depth=await self._journal.depth())
+            heartbeat.agent_time.GetCurrentTime()
+            self.send(ConnectRequest(heartbeat=heartbeat))
+
+    async def _write_frames(self, call: Call) -> None:
+        while (frame := await self._outbox.get()) is not None:
+            await self._write(call, frame)
+        await call.done_writing()
+
+    async def _write(self, call: Call, frame: ConnectRequest) -> None:
+        self._sent += 1
+        frame.epoch, frame.seq, frame.ack = self._epoch, self._sent, self._processed
+        await call.write(frame)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    def _ending(self, error: grpc.aio.AioRpcError | None) -> Ending:
+        lived = self._epoch > 0
+        if self._drain is not None:
+            wait = self._drain.reconnect_after.ToTimedelta().total_seconds()
+            return Ending(f"drained: {self._drain.reason}", wait or None, lived=lived)
+        if error is None:
+            return Ending("the server ended the session", lived=lived)
+        return read_ending(error, lived)
+
+
+def read_ending(error: grpc.aio.AioRpcError, lived: bool) -> Ending:
+    """What the status of a session means for the next one."""
+    code, details = error.code(), error.details() or ""
+    wait = read_retry_delay(error)
+    if code == StatusCode.UNAUTHENTICATED:
+        return Ending(f"the server does not accept this agent's token: {details}", wait, slow=True, lived=lived)
+    if code == StatusCode.PERMISSION_DENIED:
+        return Ending(f"the server does not let this agent in: {details}", wait, slow=True, lived=lived)
+    if code == StatusCode.ABORTED:
+        words = f"a newer session of this agent took over; is another agent running with its token? {details}"
+        return Ending(words, wait, slow=True, lived=lived)
+    return Ending(f"{code.name}: {details}", wait, lived=lived)
+
+
+def read_retry_delay(error: grpc.aio.AioRpcError) -> float | None:
+    """Seconds after which the server wants the next try (RetryInfo of google.rpc.Status), or None."""
+    for key, value in error.trailing_metadata() or ():
+        if key != "grpc-status-details-bin" or not isinstance(value, bytes):
+            continue
+        for detail in Status.FromString(value).details:
+            retry = RetryInfo()
+            if detail.Unpack(retry):
+                return float(retry.retry_delay.ToTimedelta().total_seconds())
+    return None

@@ -1,0 +1,134 @@
+"""Connections to the server: address, TLS, keepalive, retries, and the metadata that goes with each call."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import ipaddress
+import json
+import pathlib
+import ssl
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from lading.v1 import access_pb2, agents_pb2, audit_log_pb2, commands_pb2, containers_pb2, options_pb2
+
+DEFAULT_PORT = 7443
+SERVICES = tuple(
+    service
+    for file in (containers_pb2, commands_pb2, agents_pb2, audit_log_pb2, access_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+# A change is not sent twice by itself, save this one: it is idempotent by event id.
+IDEMPOTENT_CHANGES = {"RecordEvents"}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Of `HOST`, `HOST:PORT` or `[IPV6]:PORT`; ValueError when it is none of these."""
+        host, colon, port = text.strip().rpartition(":")
+        if not colon or "]" in port:
+            host, port = text.strip(), str(DEFAULT_PORT)
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:{DEFAULT_PORT}")
+        return cls(host, int(port))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether what is sent there stays on this machine."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server, and how to speak with it.
+
+    `ca`: file with the certificates (PEM) that may sign the server's; with none, the system's are used, and plaintext
+    on loopback. `tls` overrides that: False is plaintext, a ValueError but on loopback.
+    `source`: what the caller is, in the user agent: `cli`.
+    """
+
+    address: Address
+    ca: str | pathlib.Path | None = None
+    tls: bool | None = None
+    source: str = "python"
+
+    def __post_init__(self) -> None:
+        if self.tls is False and not self.address.loopback:
+            raise ValueError(f"plaintext is for loopback only, and {self.address} is not: use TLS (--ca FILE)")
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """TLS credentials; None means plaintext. OSError when `ca` cannot be read."""
+        if self.ca is not None:
+            return grpc.ssl_channel_credentials(pathlib.Path(self.ca).expanduser().read_bytes())
+        if not self.tls and self.address.loopback:
+            return None
+        system = ssl.get_default_verify_paths().cafile
+        return grpc.ssl_channel_credentials(pathlib.Path(system).read_bytes() if system else None)
+
+    def open(self) -> grpc.Channel:
+        """A channel for blocking calls; it connects at the first one."""
+        credentials = self.credentials()
+        if credentials is None:
+            return grpc.insecure_channel(str(self.address), options=self._options())
+        return grpc.secure_channel(str(self.address), credentials, options=self._options())
+
+    def open_async(self) -> grpc.aio.Channel:
+        """A channel for asyncio; it connects at the first call."""
+        credentials = self.credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(str(self.address), options=self._options())
+        return grpc.aio.secure_channel(str(self.address), credentials, options=self._options())
+
+    def _options(self) -> list[tuple[str, str | int]]:
+        return [
+            ("grpc.primary_user_agent", f"lading-{self.source}/{importlib.metadata.version('lading')}"),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.max_receive_message_length", 16 << 20),
+            ("grpc.service_config", service_config()),
+        ]
+
+
+def service_config() -> str:
+    """Retries (gRFC A6) on UNAVAILABLE for what is safe to ask twice: reads, by the methods' own audit rules."""
+    repeatable = [
+        {"service": service.full_name, "method": method.name}
+        for service in SERVICES
+        for method in service.methods
+        if method.name in IDEMPOTENT_CHANGES or not method.GetOptions().Extensions[options_pb2.audit].changes
+    ]
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps({"methodConfig": [{"name": repeatable, "retryPolicy": policy}]})
+
+
+def call_metadata(token: str | None, correlation_id: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call: the bearer token and the correlation id.
+
+    Plain metadata, not gRPC call credentials: those refuse a plaintext channel, also on loopback.
+    """
+    pairs = [("authorization", f"Bearer {token}" if token else ""), ("x-request-id", correlation_id or "")]
+    return tuple((key, value) for key, value in pairs if value)

@@ -1,0 +1,114 @@
+"""`lading audit show`: one event, what was asked, what changed, and what else belongs to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lading_client.cli import output
+from lading_client.cli.events import action_cell, status_cell
+from lading_client.cli.invocation import Command, Invocation, pass_invocation
+from lading_client.cli.output import Cell
+
+if TYPE_CHECKING:
+    from lading.v1.audit_log_pb2 import Event
+    from lading_client.client import Client
+
+
+@click.command(cls=Command, examples="lading audit show 0198c2de-…\nlading audit show 0198c2de-… --raw | jq .request")
+@click.argument("id", metavar="EVENT_ID")
+@click.option("--raw", is_flag=True, help="As JSON, all of it.")
+@pass_invocation
+def show(invocation: Invocation, id: str, raw: bool) -> None:
+    """Show one event."""
+    from lading.v1 import audit_log_pb2
+    from lading_client.documents import document
+
+    event = invocation.client.audit.GetEvent(audit_log_pb2.GetEventRequest(id=id))
+    if raw:
+        click.echo(json.dumps(document(event), ensure_ascii=False, indent=2))
+        return
+    output.show_one(invocation, event, event.id, lambda: _lines(invocation.client, event))
+
+
+def _lines(client: Client, event: Event) -> Iterator[str]:
+    from lading_client import labels
+
+    actor = event.actor
+    status = status_cell(event)
+    yield from output.fields(
+        (
+            ("event", f"{event.id}  #{event.index}"),
+            ("time", output.clock(event.recorded_at)),
+            ("user", labels.user(actor)),
+            ("", f"{labels.actor_type(actor)} {actor.id}, by {actor.auth_method or 'none'} {actor.credential}".strip()),
+            ("for", f"{actor.on_behalf_of} (says the service)" if actor.on_behalf_of else ""),
+            ("action", Cell(f"{action_cell(event).text}  {event.action}", action_cell(event).color)),
+            *(("target", f"{target.type} {target.id}") for target in event.targets),
+            ("agent", event.agent),
+            ("reason", event.reason or "(none)"),
+            ("status", status),
+            ("error", Cell(" ".join(event.error.split()), status.color)),
+            ("stage", labels.stage(event)),
+            ("took", labels.span(event.duration.ToMicroseconds() / 1e6) if event.HasField("duration") else ""),
+            ("method", event.method),
+            ("source", event.user_agent),
+            ("address", event.peer),
+            ("claimed", f"{event.claimed_address} (says a header)" if event.claimed_address else ""),
+            ("operation", event.operation),
+            ("parent", event.parent),
+            ("correlation", event.request_id),
+            ("trace", event.trace_id),
+            ("count", str(event.count) if event.count > 1 else ""),
+        )
+    )
+    if event.HasField("diff"):
+        yield from ("", "Change:", *_diff(_plain(event)["diff"]))
+    for heading, content in (("Request:", "request"), ("Details:", "details")):
+        if event.HasField(content):  # type: ignore[arg-type]
+            yield from ("", heading, *output.yaml(_plain(event)[content], "  "))
+    yield from _stages(client, event)
+
+
+def _plain(event: Event) -> dict[str, Any]:
+    from lading_client.documents import document
+
+    return document(event)
+
+
+def _diff(changes: list[Any]) -> Iterator[str]:
+    """Each change as the value before and the value after."""
+    for change in changes:
+        yield f"  {output.printable(str(change.get('path', '')))}"
+        if change.get("was") is not None:
+            yield click.style(f"    − {output.printable(json.dumps(change['was'], ensure_ascii=False))}", fg="red")
+        if change.get("op") != "remove":
+            value = json.dumps(change.get("value"), ensure_ascii=False)
+            yield click.style(f"    + {output.printable(value)}", fg="green")
+
+
+def _stages(client: Client, event: Event) -> Iterator[str]:
+    """The events of the same operation and of what it caused, oldest first."""
+    from lading.v1 import audit_log_pb2
+    from lading_client import labels
+
+    match = audit_log_pb2.Match(field=audit_log_pb2.FIELD_OPERATION, values=[event.operation])
+    request = audit_log_pb2.ListEventsRequest(filter=audit_log_pb2.EventFilter(matches=[match]), page_size=50)
+    found = sorted(client.audit.ListEvents(request).events, key=lambda one: one.index)
+    if len(found) < 2:
+        return
+    yield from ("", "Of the same operation:")
+    before = None
+    for one in found:
+        at = labels.moment(one.occurred_at)
+        gap = f"+{labels.span((at - before).total_seconds())}" if at and before else ""
+        mark = ">" if one.id == event.id else " "
+        status = status_cell(one)
+        yield (
+            f"{mark} {output.clock(one.occurred_at)}  {gap:>9}  {action_cell(one).text:<12}"
+            f"  {labels.stage(one).lower():<10} {click.style(status.text, fg=status.color)}"
+        )
+        before = at

@@ -1,0 +1,123 @@
+"""`lading audit export`: everything that matches, into a file that is whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from lading_client.cli.events import QUERY, QueryCommand, read_filter
+from lading_client.cli.invocation import Invocation, pass_invocation
+
+if TYPE_CHECKING:
+    from lading.v1.audit_log_pb2 import Event, EventFilter
+    from lading_client.client import Client
+
+TOLD_EVERY = 0.5  # seconds
+
+
+@click.command(
+    cls=QueryCommand,
+    params=list(QUERY),
+    examples="""
+    lading audit export --since 30d --format csv --out audit.csv
+    lading audit export 'action:rbac.*' --format jsonl | jq .actor.email""",
+)
+@click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), default="jsonl", help="[jsonl]")
+@click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="File to write; replaced at the end.")
+@click.option("--limit", type=click.IntRange(0), default=0, help="Most events. [1 000 000]")
+@click.option("--last-only", is_flag=True, help="Only the last word on each operation.")
+@pass_invocation
+def export(
+    invocation: Invocation,
+    words: Sequence[str],
+    since: datetime | None,
+    until: datetime | None,
+    kind: str,
+    out: str | None,
+    limit: int,
+    last_only: bool,
+) -> None:
+    """Write all events that match, newest first, every stage of each operation. The export itself is recorded."""
+    asked = read_filter(invocation, words, since, until)
+    asked.latest_only = last_only
+    events = _told(invocation, _events(invocation.client, asked, limit, kind))
+    with _file(out) as file:
+        for line in csv_lines(events) if kind == "csv" else _json_lines(events):
+            file.write(line + "\n")
+
+
+def csv_lines(events: Iterable[Event]) -> Iterator[str]:
+    """Lines of CSV (RFC 4180) without their ends, the heading first. A quoted cell may hold line breaks."""
+    from lading_client.documents import CSV_HEADER, csv_row
+
+    yield _csv_line(CSV_HEADER)
+    for event in events:
+        yield _csv_line(csv_row(event))
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(cells)
+    return buffer.getvalue()
+
+
+def _json_lines(events: Iterable[Event]) -> Iterator[str]:
+    from lading_client.documents import json_line
+
+    return map(json_line, events)
+
+
+def _events(client: Client, asked: EventFilter, limit: int, kind: str) -> Iterator[Event]:
+    from lading.v1 import audit_log_pb2
+
+    request = audit_log_pb2.ExportEventsRequest(filter=asked, limit=limit, format=kind)
+    for batch in client.audit.ExportEvents(request):
+        yield from batch.events
+
+
+def _told(invocation: Invocation, events: Iterable[Event]) -> Iterator[Event]:
+    """The same events; how many there were is said, on a terminal also meanwhile."""
+    count, began = 0, time.monotonic()
+    told = began
+    for event in events:
+        yield event
+        count += 1
+        if sys.stderr.isatty() and time.monotonic() - told > TOLD_EVERY:
+            told = time.monotonic()
+            click.echo(f"\r{count:,} events, {count / (told - began):,.0f} a second ", nl=False, err=True)
+    if told != began:
+        click.echo("\r", nl=False, err=True)
+    invocation.say(f"{count:,} events in {time.monotonic() - began:.1f} s.")
+
+
+@contextmanager
+def _file(out: str | None) -> Iterator[IO[str]]:
+    """stdout, or a new file that takes its name only when it is complete: a crash leaves the old one."""
+    if out is None:
+        yield sys.stdout
+        return
+    path = pathlib.Path(out)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise click.ClickException(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        with open(handle, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise

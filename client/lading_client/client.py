@@ -1,0 +1,242 @@
+"""The client for services and people: blocking (`Client`) and asyncio (`AsyncClient`).
+
+    with Client("127.0.0.1:7443", token=token) as lading:
+        lading.start("dock-1/web", reason="INC-527")
+        lading.record("task.update", ["task:42"], diff=[{"op": "replace", "path": "/state", "value": "done"}])
+
+Whatever is not here is in the typed stubs `containers`, `commands`, `agents`, `audit` and `access`, with the requests
+of `lading.v1`. Every failure is a `lading_client.errors.LadingError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from lading.v1 import audit_log_pb2, commands_pb2, containers_pb2
+from lading.v1.access_pb2_grpc import AccessStub
+from lading.v1.agents_pb2_grpc import AgentsStub
+from lading.v1.audit_log_pb2_grpc import AuditLogStub
+from lading.v1.commands_pb2_grpc import CommandsStub
+from lading.v1.containers_pb2_grpc import ContainersStub
+from lading_client import errors, requests
+from lading_client.channel import Address, Endpoint, call_metadata
+from lading_client.paging import pages
+from lading_client.requests import How
+from lading_client.stubs import Terms, bind
+from lading_client.tail import Tail
+
+if TYPE_CHECKING:
+    from lading.v1.access_pb2_grpc import AccessAsyncStub
+    from lading.v1.agents_pb2_grpc import AgentsAsyncStub
+    from lading.v1.audit_log_pb2_grpc import AuditLogAsyncStub
+    from lading.v1.commands_pb2_grpc import CommandsAsyncStub
+    from lading.v1.containers_pb2_grpc import ContainersAsyncStub
+
+TIMEOUT = 60.0  # seconds
+Command = commands_pb2.Command
+Container = containers_pb2.Container
+Event = audit_log_pb2.Event
+EventFilter = audit_log_pb2.EventFilter
+
+
+class Client:
+    """Blocking calls; one may be shared by threads.
+
+    `server`: `HOST:PORT`. `ca`: PEM file, else the system's certificates, and plaintext on loopback. `source`: what
+    the caller is, for the log. `correlation_id` goes with each call. `timeout`: seconds a unary call may take.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        token: str | None = None,
+        ca: str | pathlib.Path | None = None,
+        tls: bool | None = None,
+        source: str = "python",
+        correlation_id: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.channel = Endpoint(Address.parse(server), ca, tls, source).open()
+        terms = Terms(call_metadata(token, correlation_id), timeout)
+        self.containers: ContainersStub = bind(ContainersStub(self.channel), terms)
+        self.commands: CommandsStub = bind(CommandsStub(self.channel), terms)
+        self.agents: AgentsStub = bind(AgentsStub(self.channel), terms)
+        self.audit: AuditLogStub = bind(AuditLogStub(self.channel), terms)
+        self.access: AccessStub = bind(AccessStub(self.channel), terms)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.channel.close()
+
+    def create(self, target: str, image: str, *, timeout: float | None = None, **what: Any) -> Command:
+        """`what`: as in `requests.create`."""
+        return self.containers.CreateContainer(requests.create(target, image, **what), timeout=timeout)
+
+    def start(self, target: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return self.containers.StartContainer(requests.start(target, **how), timeout=timeout)
+
+    def stop(
+        self, target: str, *, grace: float | None = None, timeout: float | None = None, **how: Unpack[How]
+    ) -> Command:
+        return self.containers.StopContainer(requests.stop(target, grace=grace, **how), timeout=timeout)
+
+    def restart(
+        self, target: str, *, grace: float | None = None, timeout: float | None = None, **how: Unpack[How]
+    ) -> Command:
+        return self.containers.RestartContainer(requests.restart(target, grace=grace, **how), timeout=timeout)
+
+    def kill(self, target: str, *, signal: str = "", timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return self.containers.KillContainer(requests.kill(target, signal=signal, **how), timeout=timeout)
+
+    def pause(self, target: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return self.containers.PauseContainer(requests.pause(target, **how), timeout=timeout)
+
+    def unpause(self, target: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return self.containers.UnpauseContainer(requests.unpause(target, **how), timeout=timeout)
+
+    def remove(self, target: str, *, force: bool = False, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return self.containers.RemoveContainer(requests.remove(target, force=force, **how), timeout=timeout)
+
+    def pull(self, agent: str, image: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return self.containers.PullImage(requests.pull(agent, image, **how), timeout=timeout)
+
+    def logs(self, target: str, **what: Any) -> Iterator[containers_pb2.StreamContainerLogsResponse]:
+        """`what`: as in `requests.logs`."""
+        return self.containers.StreamContainerLogs(requests.logs(target, **what))
+
+    def list_containers(self, **which: Any) -> Iterator[Container]:
+        """All pages. `which`: as in `requests.list_containers`."""
+        for page in pages(self.containers.ListContainers, requests.list_containers(**which)):
+            yield from page.containers
+
+    def record(self, action: str, targets: Iterable[tuple[str, str] | str], **what: Any) -> int:
+        """Index of the event in the log. `what`: as in `requests.record`."""
+        return self.record_all([requests.record(action, targets, **what)])[0]
+
+    def record_all(self, events: Sequence[audit_log_pb2.NewEvent]) -> Sequence[int]:
+        """All or none, at most 500; indexes in the same order."""
+        return self.audit.RecordEvents(audit_log_pb2.RecordEventsRequest(events=events)).indexes
+
+    def tail(self, filter: EventFilter | None = None, *, from_index: int | None = None) -> Iterator[Event]:
+        """Events as they are committed, without gap or repeat also over lost connections. Never ends by itself."""
+        tail = Tail(filter or EventFilter(), from_index)
+        while True:
+            answers = self.audit.TailEvents(tail.request())
+            try:
+                for answer in answers:
+                    yield from tail.take(answer)
+                failure: errors.LadingError = errors.Unavailable("the server ended the tail")
+            except errors.LadingError as lost:
+                failure = lost
+            finally:
+                answers.cancel()
+            time.sleep(tail.delay(failure))
+
+
+class AsyncClient:
+    """The same for asyncio; see `Client`. To be made where its event loop runs."""
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        token: str | None = None,
+        ca: str | pathlib.Path | None = None,
+        tls: bool | None = None,
+        source: str = "python",
+        correlation_id: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.channel = Endpoint(Address.parse(server), ca, tls, source).open_async()
+        terms = Terms(call_metadata(token, correlation_id), timeout)
+        self.containers: ContainersAsyncStub = bind(ContainersStub(self.channel), terms)
+        self.commands: CommandsAsyncStub = bind(CommandsStub(self.channel), terms)
+        self.agents: AgentsAsyncStub = bind(AgentsStub(self.channel), terms)
+        self.audit: AuditLogAsyncStub = bind(AuditLogStub(self.channel), terms)
+        self.access: AccessAsyncStub = bind(AccessStub(self.channel), terms)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+    async def create(self, target: str, image: str, *, timeout: float | None = None, **what: Any) -> Command:
+        return await self.containers.CreateContainer(requests.create(target, image, **what), timeout=timeout)
+
+    async def start(self, target: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return await self.containers.StartContainer(requests.start(target, **how), timeout=timeout)
+
+    async def stop(
+        self, target: str, *, grace: float | None = None, timeout: float | None = None, **how: Unpack[How]
+    ) -> Command:
+        return await self.containers.StopContainer(requests.stop(target, grace=grace, **how), timeout=timeout)
+
+    async def restart(
+        self, target: str, *, grace: float | None = None, timeout: float | None = None, **how: Unpack[How]
+    ) -> Command:
+        return await self.containers.RestartContainer(requests.restart(target, grace=grace, **how), timeout=timeout)
+
+    async def kill(self, target: str, *, signal: str = "", timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return await self.containers.KillContainer(requests.kill(target, signal=signal, **how), timeout=timeout)
+
+    async def pause(self, target: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return await self.containers.PauseContainer(requests.pause(target, **how), timeout=timeout)
+
+    async def unpause(self, target: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return await self.containers.UnpauseContainer(requests.unpause(target, **how), timeout=timeout)
+
+    async def remove(
+        self, target: str, *, force: bool = False, timeout: float | None = None, **how: Unpack[How]
+    ) -> Command:
+        return await self.containers.RemoveContainer(requests.remove(target, force=force, **how), timeout=timeout)
+
+    async def pull(self, agent: str, image: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
+        return await self.containers.PullImage(requests.pull(agent, image, **how), timeout=timeout)
+
+    def logs(self, target: str, **what: Any) -> AsyncIterator[containers_pb2.StreamContainerLogsResponse]:
+        return aiter(self.containers.StreamContainerLogs(requests.logs(target, **what)))
+
+    async def list_containers(self, **which: Any) -> AsyncIterator[Container]:
+        request = requests.list_containers(**which)
+        while True:
+            page = await self.containers.ListContainers(request)
+            for container in page.containers:
+                yield container
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def record(self, action: str, targets: Iterable[tuple[str, str] | str], **what: Any) -> int:
+        return (await self.record_all([requests.record(action, targets, **what)]))[0]
+
+    async def record_all(self, events: Sequence[audit_log_pb2.NewEvent]) -> Sequence[int]:
+        return (await self.audit.RecordEvents(audit_log_pb2.RecordEventsRequest(events=events))).indexes
+
+    async def tail(self, filter: EventFilter | None = None, *, from_index: int | None = None) -> AsyncIterator[Event]:
+        tail = Tail(filter or EventFilter(), from_index)
+        while True:
+            answers = self.audit.TailEvents(tail.request())
+            try:
+                async for answer in answers:
+                    for event in tail.take(answer):
+                        yield event
+                failure: errors.LadingError = errors.Unavailable("the server ended the tail")
+            except errors.LadingError as lost:
+                failure = lost
+            finally:
+                answers.cancel()
+            await asyncio.sleep(tail.delay(failure))

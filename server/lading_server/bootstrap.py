@@ -1,0 +1,175 @@
+"""What the server's own command does to a database and a data directory: begin them, migrate, make tokens.
+
+Whoever can do this has the signing key and the database in hand, so there is nobody to ask for permission; it is
+recorded all the same, with the server itself as actor, on behalf of the user of the operating system.
+"""
+
+import asyncio
+import contextlib
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from lading_server import diff, errors, tokens
+from lading_server.clock import new_id, now
+from lading_server.event import SYSTEM, Actor, ActorType, Event, Outcome, Stage
+from lading_server.ledger.ledger import Ledger
+from lading_server.ledger.transaction import Transaction
+from lading_server.roles import Role
+from lading_server.settings import ISSUER, InvalidSettings, Settings
+from lading_server.store import access, database
+
+R = TypeVar("R")
+ACTOR_ID = "lading-server"
+
+
+class AlreadyInitialized(errors.Error):
+    """The database is initialized already: `lading server run` serves it, `lading server token` makes a new token."""
+
+
+class NoAdmin(errors.Error):
+    """The subject is not an admin."""
+
+
+def check(settings: Settings) -> None:
+    """Whether a server can start here. Raises BadKey, WrongRevision, StoreUnavailable, each with what to run."""
+    tokens.load_key(settings.data)
+    with _engine(settings) as engine, database.reachable():
+        database.check_revision(engine)
+
+
+def migrate(settings: Settings) -> str:
+    """Bring the database to this version's revision; returns that revision. Raises StoreUnavailable."""
+    try:
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as failure:
+        raise InvalidSettings(f"--data {settings.data}: {failure.strerror}") from None
+    with _engine(settings) as engine, database.reachable():
+        return database.migrate(engine)
+
+
+def initialize(settings: Settings, organization: str, admin: str, email: str, lifetime_seconds: int) -> str:
+    """Make database, key, the organizations `system` and `organization` with their first admin; returns its token.
+
+    A crash leaves a migrated database and perhaps a key, and the same command goes on from there; or, after the
+    commit, everything but the token on the screen, for which there is `lading server token`.
+    Raises AlreadyInitialized, StoreUnavailable, LedgerUnavailable, BadKey.
+    """
+    migrate(settings)
+    claims = _claims(organization, admin, email, lifetime_seconds)
+
+    def apply(transaction: Transaction) -> str:
+        if access.has_organization(transaction.connection, SYSTEM):
+            raise AlreadyInitialized
+        key = tokens.create_key(settings.data)
+        for name in (SYSTEM, organization):
+            birth = _begin(transaction, name, admin)
+            if name == organization:
+                _keep(transaction, claims, "lading server init", birth)
+        access.raise_version(transaction.connection)
+        return tokens.sign(key, claims, settings.audience)
+
+    return _commit(settings, (SYSTEM, organization), apply)
+
+
+def issue_token(settings: Settings, organization: str, subject: str, email: str, lifetime_seconds: int) -> str:
+    """A new token for an admin whose last one is lost. Raises NoAdmin, BadKey, WrongRevision, StoreUnavailable."""
+    check(settings)
+    key = tokens.load_key(settings.data)
+    claims = _claims(organization, subject, email, lifetime_seconds)
+
+    def apply(transaction: Transaction) -> str:
+        if not access.has_organization(transaction.connection, organization):
+            raise NoAdmin(f"there is no organization {organization}")
+        if Role.ADMIN not in {row.role for row in access.bindings_of(transaction.connection, organization, subject)}:
+            admins = ", ".join(access.list_admins(transaction.connection, organization, 10))
+            raise NoAdmin(f"{subject} is not an admin of {organization}, but these are: {admins}")
+        _keep(transaction, claims, "lading server token", "")
+        return tokens.sign(key, claims, settings.audience)
+
+    return _commit(settings, (organization,), apply)
+
+
+def _begin(transaction: Transaction, organization: str, admin: str) -> str:
+    """Make an organization with its first admin; returns the operation of its birth."""
+    connection, at = transaction.connection, transaction.recorded_at
+    access.create_organization(connection, organization, at)
+    access.assign_role(connection, organization, admin, Role.ADMIN, at, ACTOR_ID)
+    reason = "lading server init"
+    made = diff.change("organizations", organization, was=None, value={"name": organization})
+    birth = _event(organization, "organization.create", ("organization", organization), reason, made)
+    transaction.append(birth)
+    bound = diff.change("role_bindings", admin, was=None, value=["admin"])
+    transaction.append(_event(organization, "rbac.role.assign", ("role", admin), reason, bound, birth.operation))
+    return birth.operation
+
+
+def _keep(transaction: Transaction, claims: tokens.Claims, reason: str, parent: str) -> None:
+    """Keep what is kept of a token, and record its issue."""
+    access.create_token(transaction.connection, claims, ACTOR_ID)
+    issued = tokens.diff_of(claims)
+    transaction.append(_event(claims.organization, "token.issue", ("token", claims.subject), reason, issued, parent))
+
+
+def _claims(organization: str, subject: str, email: str, lifetime_seconds: int) -> tokens.Claims:
+    at = now() // tokens.MICROSECONDS * tokens.MICROSECONDS
+    ends = at + lifetime_seconds * tokens.MICROSECONDS
+    return tokens.Claims(ISSUER, organization, ActorType.USER, subject, new_id(), at, ends, email)
+
+
+def _event(
+    organization: str,
+    action: str,
+    target: tuple[str, str],
+    reason: str,
+    made: list[dict[str, Any]],
+    parent: str = "",
+) -> Event:
+    return Event(
+        id=new_id(),
+        organization=organization,
+        operation=new_id(),
+        parent=parent,
+        stage=Stage.COMPLETED,
+        occurred_at=now(),
+        actor=Actor(ActorType.SERVICE, ACTOR_ID, auth_method="local", on_behalf_of=_user()),
+        action=action,
+        outcome=Outcome.SUCCESS,
+        changes=True,
+        targets=(target,),
+        reason=reason,
+        details={"diff": made},
+    )
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+@contextlib.contextmanager
+def _engine(settings: Settings) -> Iterator[Any]:
+    try:
+        engine = database.open_engine(settings.database_url)
+    except ValueError as failure:
+        raise InvalidSettings(f"--database: {failure}") from None
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _commit(settings: Settings, organizations: tuple[str, ...], apply: Callable[[Transaction], R]) -> R:
+    async def commit(engine: Any) -> R:
+        ledger = Ledger(engine, boot_id=new_id())
+        ledger.start()
+        try:
+            return await ledger.commit(organizations, apply)
+        finally:
+            await ledger.close()
+
+    with _engine(settings) as engine:
+        return asyncio.run(commit(engine))

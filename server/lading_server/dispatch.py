@@ -1,0 +1,431 @@
+"""From intent to end: records commands, hands them to agents, and records what became of them.
+
+Crash order. (1) The intent and the command commit together; a crash before leaves nothing, and the caller was not
+answered. (2) The command is marked DISPATCHED, with the session's epoch, before its bytes leave; a crash between leaves
+a command that the agent's next Hello shows as never received, and it is sent again. (3) The agent journals, then
+acknowledges; (4) its result is recorded, then receipted. Whatever is lost in between is in the agent's journal, and the
+next Hello brings it.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from lading_server import errors, names
+from lading_server.call import Call
+from lading_server.clock import Clock, new_id, now
+from lading_server.commands import ENDS, State
+from lading_server.ends import End, event_of, record_end, target_of
+from lading_server.errors import Code
+from lading_server.event import Event, Outcome, Stage
+from lading_server.ledger.ledger import Ledger
+from lading_server.ledger.transaction import Transaction
+from lading_server.sessions import WINDOW, Session, Sessions
+from lading_server.store import agents, commands
+from lading_server.store.commands import Row
+from lading_server.store.reader import Reader
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 1.0
+POLL_SECONDS = 2.0
+"""A settled command that another replica recorded is seen after this long at the latest."""
+SWEEP_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a caller asks an agent to do; durations in microseconds, messages serialized."""
+
+    agent: str
+    container: str
+    verb: int
+    action: str
+    arguments: bytes
+    arguments_shown: bytes
+    precondition: bytes
+    deliver_within: int
+    execute_within: int
+    reason: str
+    request_id: str
+    detach: bool
+
+
+class Dispatcher:
+    """The one place that changes the state of commands. `frame` makes the message that carries a command."""
+
+    def __init__(
+        self, ledger: Ledger, reader: Reader, sessions: Sessions, frame: Callable[[Row], Any], clock: Clock = now
+    ) -> None:
+        self._ledger, self._reader, self._sessions = ledger, reader, sessions
+        self._frame, self._clock = frame, clock
+        self._waiting: dict[str, set[asyncio.Future[Row]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def create(self, call: Call, order: Order) -> Row:
+        """Record a command and its intent, and hand it to the agent if that can be done at once.
+
+        The same `request_id` again gives the first command. Raises NotFound, FailedPrecondition, AgentOffline,
+        AlreadyExists, and what the ledger raises.
+        """
+        organization = call.organization
+        session = self._sessions.get(organization, order.agent)
+        if session is None and not order.detach:
+            await self._require_online(organization, order.agent)
+        direct = session is not None and session.open
+        if session is not None:
+            session.credit -= direct
+            session.queued += not direct
+        made = False
+
+        def apply(transaction: Transaction) -> Row:
+            nonlocal made
+            made = False
+            known = commands.get_by_request(transaction.connection, organization, call.actor.id, order.request_id)
+            if known is not None:
+                check_same(known, order)
+                return known
+            check_agent(agents.get(transaction.connection, organization, order.agent), order.agent)
+            made = True
+            return self._insert(transaction, call, order, session.epoch if session is not None and direct else None)
+
+        try:
+            row = await self._ledger.commit((organization,), apply, late=self._withdraw)
+        except BaseException:
+            if session is not None:
+                session.credit += direct
+                session.queued -= not direct
+            raise
+        call.superseded_by = row.event_index
+        call.details["command"] = names.command_name(row.id)
+        if session is not None:
+            session.queued -= not direct
+            if direct and made:
+                # A task of its own: a caller that goes away must not keep a recorded command from its agent.
+                self._spawn(session.send(self._frame(row)))
+            elif direct:
+                session.credit += 1
+            else:
+                session.backlog = True
+                self.wake(session)
+        return row
+
+    async def _require_online(self, organization: str, agent: str) -> None:
+        row = await self._reader.read(agents.get, organization, agent)
+        check_agent(row, agent)
+        assert row is not None
+        if not row.connected or row.lease_until <= self._clock():
+            seconds = (self._clock() - (row.last_seen_at or 0)) // 1_000_000
+            raise errors.AgentOffline(
+                f"agent {agent} is not connected, it was last heard {seconds} s ago: "
+                "start it, or repeat the call with detach to have it done when it is back",
+                metadata={"agent": agent},
+            )
+
+    def _insert(self, transaction: Transaction, call: Call, order: Order, epoch: int | None) -> Row:
+        at = transaction.recorded_at
+        command = new_id()
+        actor = call.actor
+        values: dict[str, Any] = {
+            "id": command,
+            "organization": call.organization,
+            "agent": order.agent,
+            "container": order.container,
+            "verb": order.verb,
+            "arguments": order.arguments,
+            "arguments_shown": order.arguments_shown,
+            "fingerprint": fingerprint_of(command, order),
+            "precondition": order.precondition,
+            "state": int(State.PENDING if epoch is None else State.DISPATCHED),
+            "epoch": epoch or 0,
+            "action": order.action,
+            "reason": order.reason,
+            "actor_type": int(actor.type),
+            "actor": actor.id,
+            "actor_email": actor.email,
+            "source": call.user_agent,
+            "correlation": call.request_id,
+            "request_id": order.request_id,
+            "parent": call.operation,
+            "created_at": at,
+            "dispatched_at": None if epoch is None else at,
+            "acknowledged_at": None,
+            "settled_at": None,
+            "deliver_by": at + order.deliver_within,
+            "execute_within": order.execute_within,
+            "code": 0,
+            "error": "",
+            "evidence": "",
+            "container_id": "",
+        }
+        details = {"deliver_by": values["deliver_by"], "execute_within_us": order.execute_within}
+        if "request" in call.details:
+            details["request"] = call.details["request"]
+        intent = Event(
+            id=new_id(),
+            organization=call.organization,
+            operation=command,
+            parent=call.operation,
+            stage=Stage.RECEIVED,
+            occurred_at=at,
+            actor=actor,
+            action=order.action,
+            outcome=Outcome.PENDING,
+            changes=True,
+            targets=target_of(order.agent, order.container),
+            agent=order.agent,
+            reason=order.reason,
+            request_id=call.request_id,
+            source=call.user_agent,
+            details=details,
+        )
+        return commands.insert(transaction.connection, {**values, "event_index": transaction.append(intent)})
+
+    def _withdraw(self, row: Row) -> None:
+        """The intent came to disk after its caller was told that nothing happened: then nothing must."""
+        if row.state not in ENDS:
+            end = End(State.CANCELLED, Code.UNAVAILABLE, "its caller was told UNAVAILABLE", "never sent")
+            self._spawn(self._settle(row.organization, row.id, end))
+
+    async def wait(self, organization: str, command: str, seconds: float | None) -> Row:
+        """The command once it is settled, or UNKNOWN. Raises TimeoutError after `seconds`."""
+        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(command, set()).add(answer)
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    row = await self._reader.read(commands.get, organization, command)
+                    if row is not None and (row.settled_at is not None or row.state == State.UNKNOWN):
+                        return row
+                    done, _ = await asyncio.wait((answer,), timeout=POLL_SECONDS)
+                    if done:
+                        return answer.result()
+        finally:
+            waiting = self._waiting.get(command, set())
+            waiting.discard(answer)
+            if not waiting:
+                self._waiting.pop(command, None)
+
+    def wake(self, session: Session) -> None:
+        """Send what waits in the database for this session's agent, as far as its window goes."""
+        if not session.flushing:
+            session.flushing = True
+            self._spawn(self._flush(session))
+
+    async def _flush(self, session: Session) -> None:
+        try:
+            while session.backlog and session.credit > 0 and not session.draining and session.failure is None:
+                limit = session.credit
+
+                def take(transaction: Transaction, limit: int = limit) -> list[Row]:
+                    found = commands.take_pending(
+                        transaction.connection,
+                        session.organization,
+                        session.agent,
+                        session.epoch,
+                        limit,
+                        transaction.recorded_at,
+                    )
+                    return list(found)
+
+                session.backlog = False  # who queues another one meanwhile sets it again
+                rows = await self._ledger.commit((), take)
+                session.backlog = session.backlog or len(rows) == limit
+                session.credit -= len(rows)
+                for row in rows:
+                    await session.send(self._frame(row))
+        except errors.Error:
+            session.backlog = True  # the next heartbeat wakes it again
+        finally:
+            session.flushing = False
+
+    async def acknowledge(self, session: Session, command: str, agent_time: int | None) -> None:
+        """The agent has journalled a command: it is STARTED."""
+
+        def apply(transaction: Transaction) -> None:
+            self._acknowledge(transaction, session.organization, session.agent, command, session.epoch, agent_time)
+
+        await self._ledger.commit((session.organization,), apply)
+
+    def _acknowledge(
+        self,
+        transaction: Transaction,
+        organization: str,
+        agent: str,
+        command: str,
+        epoch: int,
+        agent_time: int | None,
+    ) -> None:
+        row = commands.move(
+            transaction.connection,
+            organization,
+            command,
+            State.ACKNOWLEDGED,
+            epoch=epoch,
+            agent=agent,
+            acknowledged_at=transaction.recorded_at,
+        )
+        if row is not None:
+            transaction.append(event_of(row, Stage.STARTED, transaction.recorded_at, {"agent_time": agent_time}))
+
+    async def settle(self, session: Session, command: str, end: End) -> int:
+        """Record the end of a command as the agent says it; returns the index of its event, -1 if it had one.
+
+        The agent may forget it once this has returned.
+        """
+        index = await self._settle(session.organization, command, end, session)
+        session.credit = min(session.credit + 1, WINDOW)
+        if session.backlog:
+            self.wake(session)
+        return index
+
+    async def _settle(self, organization: str, command: str, end: End, session: Session | None = None) -> int:
+        def apply(transaction: Transaction) -> tuple[Row, int] | None:
+            return record_end(
+                transaction, organization, command, end, *((session.agent, session.epoch) if session else ())
+            )
+
+        done = await self._ledger.commit((organization,), apply)
+        if done is None:
+            return -1
+        self._resolve(done[0])
+        return done[1]
+
+    def reconcile(
+        self,
+        transaction: Transaction,
+        organization: str,
+        agent: str,
+        epoch: int,
+        held: dict[str, End | None],
+        same_journal: bool,
+    ) -> tuple[list[Row], list[Row], int]:
+        """Settle what the agent's journal tells at the begin of a session. Runs in the unit that raises the epoch.
+
+        `held`: commands in the journal, with their end if they have one. Returns the commands to send again, those that
+        were settled, and how many are in the agent's hands.
+        """
+        resend: list[Row] = []
+        settled: list[Row] = []
+        in_hand = 0
+        for row in commands.list_unsettled(transaction.connection, organization, agent):
+            if row.state == State.PENDING:
+                continue
+            end = held.get(row.id)
+            if end is None and row.id not in held:
+                if not same_journal or row.acknowledged_at is not None:
+                    end = End(State.UNKNOWN, Code.UNKNOWN, "the agent's journal does not hold it", "journal")
+                elif row.state == State.DISPATCHED and row.deliver_by > transaction.recorded_at:
+                    resend.append(commands.renew(transaction.connection, row.id, epoch))
+                    continue
+                else:
+                    end = End(State.FAILED, Code.UNAVAILABLE, "it never reached the agent", "journal")
+            if end is not None:
+                done = record_end(transaction, organization, row.id, end, agent, epoch)
+                if done is not None:
+                    settled.append(done[0])
+                continue
+            in_hand += 1
+            commands.renew(transaction.connection, row.id, epoch)
+            self._acknowledge(transaction, organization, agent, row.id, epoch, None)
+        return resend, settled, in_hand + len(resend)
+
+    def resume(self, session: Session, resend: list[Row], settled: list[Row]) -> None:
+        """After `reconcile` is committed: send again, and answer those who wait."""
+        for row in settled:
+            self._resolve(row)
+        for row in resend:
+            self._spawn(session.send(self._frame(row)))
+        self.wake(session)
+
+    async def sweep(self) -> None:
+        """For ever: expire what was not delivered in time, and mark UNKNOWN what a lost lease left in flight."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                at = self._clock()
+                for row in await self._reader.read(commands.list_overdue, at, SWEEP_MAX):
+                    end = End(State.EXPIRED, Code.DEADLINE_EXCEEDED, "its agent did not come in time", "never sent")
+                    await self._settle(row.organization, row.id, end)
+                for row in await self._reader.read(commands.list_lost, at, SWEEP_MAX):
+                    lost = End(
+                        State.UNKNOWN, Code.UNKNOWN, "the agent's lease was lost while it was in flight", "lease"
+                    )
+                    await self._settle(row.organization, row.id, lost)
+            except errors.Error as failure:
+                log.warning("cannot look for overdue commands now: %s", failure)
+
+    async def cancel(self, call: Call, command: str) -> tuple[Row, Session | None]:
+        """Cancel a command that was not dispatched; for one in flight, return the session to ask.
+
+        Raises NotFound, FailedPrecondition.
+        """
+
+        def apply(transaction: Transaction) -> tuple[Row, bool]:
+            row = commands.get(transaction.connection, call.organization, command)
+            if row is None:
+                raise errors.NotFound(f"there is no command {command} in your organization")
+            if row.settled_at is not None:
+                raise errors.FailedPrecondition(f"the command is {State(row.state).name} already")
+            if row.state != State.PENDING:
+                return row, False
+            end = End(State.CANCELLED, Code.CANCELLED, f"cancelled by {call.actor.id}", "never sent")
+            done = record_end(transaction, call.organization, command, end)
+            assert done is not None
+            return done[0], True
+
+        row, done = await self._ledger.commit((call.organization,), apply)
+        if done:
+            self._resolve(row)
+            return row, None
+        return row, self._sessions.get(call.organization, row.agent)
+
+    def _resolve(self, row: Row) -> None:
+        for answer in self._waiting.pop(row.id, ()):
+            if not answer.done():
+                answer.set_result(row)
+        self._sessions.notify(row.organization)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            # The stream broke under a frame: the agent's next Hello tells what it has, and that settles it.
+            log.info("a frame was not sent: %s", failure or type(failure).__name__)
+
+
+def check_agent(row: agents.Row | None, agent: str) -> None:
+    """Raise unless the agent exists and takes commands."""
+    if row is None:
+        raise errors.NotFound(f"there is no agent {agent} in your organization: see `lading agents ls`")
+    if row.banned:
+        raise errors.FailedPrecondition(f"agent {agent} is banned", metadata={"agent": agent})
+    if row.drained:
+        raise errors.FailedPrecondition(
+            f"agent {agent} is drained and takes no commands: `lading agents resume {agent}`", metadata={"agent": agent}
+        )
+
+
+def check_same(known: Row, order: Order) -> None:
+    """Raise AlreadyExists unless a repeated call asks for the same."""
+    if known.fingerprint != fingerprint_of(known.id, order):
+        raise errors.AlreadyExists(
+            f"request_id {order.request_id} was used for another call, command {known.id}: choose a new one",
+            metadata={"command": names.command_name(known.id)},
+        )
+
+
+def fingerprint_of(command: str, order: Order) -> bytes:
+    """Digest of what is asked, salted with the command's id because the arguments may hold secrets."""
+    digest = hashlib.sha256(command.encode())
+    for part in (order.agent, order.container, str(order.verb)):
+        digest.update(part.encode() + b"\0")
+    digest.update(hashlib.sha256(order.arguments).digest() + hashlib.sha256(order.precondition).digest())
+    return digest.digest()

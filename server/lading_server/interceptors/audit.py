@@ -1,0 +1,388 @@
+"""The audit interceptor, outermost: every call of every kind leaves its record before its reply leaves the server.
+
+It serves each method through a handler of raw bytes, so that it is entered before any message is read, and owns
+parsing, status and the moment of the reply. Handlers cannot skip it; they may only add to the Call.
+
+What it cannot see: what core refuses before any handler runs (a malformed path, failed TLS, a full pending queue). And
+SUCCESS means committed and handed to the transport, not received: a caller that goes away while the record of its
+reply is being committed has one record, of what the server did.
+"""
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NoReturn, Protocol
+
+import grpc
+from grpc.aio import EOF, AbortError
+
+from lading_server import call as calls
+from lading_server import errors
+from lading_server.call import Call, Change
+from lading_server.clock import Clock, new_id, now
+from lading_server.errors import Code
+from lading_server.event import ActorType, Event, Outcome, Stage
+from lading_server.interceptors import access, methods, status, validation
+from lading_server.interceptors.flood import Flood
+from lading_server.interceptors.methods import Method
+from lading_server.ledger.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+"""Below core's own limit, so that what is too large is refused here, and recorded with its true status."""
+DEADLINE_SLACK_SECONDS = 0.05
+"""The caller's reset can be faster than our timer: 3 ms were seen."""
+EOF_GRACE_SECONDS = 0.005
+"""read() reports a cancel, a deadline and a lost connection as a clean end; the cancellation follows within this."""
+OPERATION_KEY = "lading-operation"
+
+NO_HANDLER: Any = grpc.unary_unary_rpc_method_handler(lambda *_: None)
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+OUTCOMES = {
+    Code.OK: Outcome.SUCCESS,
+    Code.CANCELLED: Outcome.CANCELLED,
+    Code.DEADLINE_EXCEEDED: Outcome.DEADLINE,
+    Code.PERMISSION_DENIED: Outcome.DENIED,
+    Code.UNAUTHENTICATED: Outcome.DENIED,
+}
+
+
+def code_of(code: Any) -> Code:
+    """The code that a handler set, as grpc gives it back: a number or a StatusCode."""
+    return Code(code if isinstance(code, int) else code.value[0])
+
+
+class Identifier(Protocol):
+    """Finds out who calls, and never refuses."""
+
+    async def identify(self, call: Call, metadata: Sequence[tuple[str, str | bytes]]) -> None: ...
+
+
+class Ending(Exception):
+    """A handler ended its own call with `context.abort`."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class Context:
+    """What handlers get instead of grpc's context: whatever ends the call goes through the log first."""
+
+    __slots__ = ("_messages_in", "_messages_out", "_method", "_parse", "_real", "_serialize", "size")
+
+    def __init__(self, real: Any, method: Method, handler: Any) -> None:
+        self._real, self._method = real, method
+        self._parse, self._serialize = handler.request_deserializer, handler.response_serializer
+        self._messages_in = self._messages_out = self.size = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)  # peer, time_remaining, invocation_metadata, set_code, code, …
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        """End the call with this status."""
+        raise Ending(Code(code.value[0]), details)
+
+    async def read(self) -> Any:
+        """The next message, or grpc.aio.EOF. Raises MessageTooLarge, MalformedRequest."""
+        raw = await self._real.read()
+        if raw is EOF:
+            await asyncio.sleep(EOF_GRACE_SECONDS)
+            return EOF
+        self._messages_in += 1
+        self.size = len(raw)
+        if self.size > MESSAGE_BYTES_MAX:
+            raise errors.MessageTooLarge(
+                f"the message has {self.size} bytes, the server takes {MESSAGE_BYTES_MAX}: send less at a time"
+            )
+        try:
+            return self._parse(raw)
+        except Exception as failure:
+            raise errors.MalformedRequest from failure
+
+    async def write(self, message: Any) -> None:
+        """Send a message; waits while the peer does not read."""
+        await self._real.write(self._serialize(message))
+        self._messages_out += 1
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """The messages as they come."""
+        while (message := await self.read()) is not EOF:
+            yield message
+
+    def count(self, answered: bool) -> tuple[int, int]:
+        """Messages in and out."""
+        return self._messages_in, self._messages_out + answered
+
+
+class Audit(grpc.aio.ServerInterceptor):
+    """The one interceptor that grpc knows of: it runs access and validation inside itself, in this order."""
+
+    def __init__(self, ledger: Ledger, identity: Identifier, known: dict[str, Method], clock: Clock = now) -> None:
+        self._ledger, self._identity, self._methods, self._clock = ledger, identity, known, clock
+        self._flood = Flood(ledger.record)
+        self._served: dict[str, Any] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._active: set[asyncio.Task[Any]] = set()
+
+    async def drained(self) -> None:
+        """Wait until the calls that a stop cut off have left their records."""
+        while waiting := self._active | self._background:
+            await asyncio.wait(waiting)
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """Serve the call through the log. Runs in the call's own task, which is how calls whose handler never gets to
+        run (cut off first) are seen."""
+        call = Call(new_id(), details.method, self._clock())
+        calls.enter(call)
+        task = asyncio.current_task()
+        assert task is not None
+        self._active.add(task)
+        task.add_done_callback(functools.partial(self._ended, call))
+        served = self._served.get(details.method)
+        if served is not None:
+            return served
+        try:
+            handler = await continuation(details)
+        except Exception:
+            log.exception("no handler for %s", details.method)
+            handler = None
+        method = self._methods.get(details.method)
+        if handler is None or method is None:
+            return grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
+        served = self._served[details.method] = self._wrap(handler, method)  # known methods only: bounded
+        return served
+
+    def _wrap(self, handler: Any, method: Method) -> Any:
+        behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        streams = handler.request_streaming or handler.response_streaming
+
+        async def serve(_messages: Any, real: Any) -> Any:
+            if streams:
+                return await self._serve_stream(behaviour, handler, method, real)
+            return await self._serve_unary(behaviour, handler, method, real)
+
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(serve)
+        return grpc.stream_unary_rpc_method_handler(serve)
+
+    async def _serve_unary(self, behaviour: Any, handler: Any, method: Method, real: Any) -> bytes:
+        call = calls.current()
+        context = Context(real, method, handler)
+        try:
+            await self._identify(call, real)
+            request = await self._read_request(call, context, method)
+            access.check(call, method)
+            validation.check(method.checks, request)
+            reply = await behaviour(request, context)
+            raw: bytes
+            if isinstance(reply, Change):
+                raw = await self._commit(call, method, context, handler, reply)
+            else:
+                raw = handler.response_serializer(reply)
+                code = real.code()
+                if code in (None, 0, grpc.StatusCode.OK):
+                    await self._record(call, method, context, Code.OK, "", answered=True)
+                else:
+                    raise Ending(code_of(code), real.details())
+            real.set_trailing_metadata(((OPERATION_KEY, call.operation),))
+            return raw
+        except BaseException as failure:
+            await self._fail(call, method, context, failure)
+
+    async def _serve_stream(self, behaviour: Any, handler: Any, method: Method, real: Any) -> Any:
+        call = calls.current()
+        context = Context(real, method, handler)
+        reply = None
+        try:
+            await self._identify(call, real)
+            request: Any = None
+            if handler.request_streaming:
+                access.check(call, method)
+                request = context.messages()
+            else:
+                request = await self._read_request(call, context, method)
+                access.check(call, method)
+                validation.check(method.checks, request)
+            await self._ledger.record([self._event(call, method, context, Stage.STARTED, Outcome.PENDING, 0, "")])
+            call.started = True
+            if inspect.isasyncgenfunction(behaviour):
+                async with contextlib.aclosing(behaviour(request, context)) as replies:
+                    async for message in replies:
+                        await context.write(message)
+            else:
+                reply = await behaviour(request, context)
+            raw = handler.response_serializer(reply) if reply is not None else b""
+            code = real.code()
+            if code not in (None, 0, grpc.StatusCode.OK):
+                raise Ending(code_of(code), real.details())
+            await self._record(call, method, context, Code.OK, "", answered=not handler.response_streaming)
+            real.set_trailing_metadata(((OPERATION_KEY, call.operation),))
+            return raw if not handler.response_streaming else None
+        except BaseException as failure:
+            await self._fail(call, method, context, failure)
+
+    async def _refuse_unknown(self, _messages: Any, real: Any) -> None:
+        call = calls.current()
+        context = Context(real, methods.UNKNOWN, NO_HANDLER)
+        try:
+            await self._identify(call, real)
+            raise errors.UnknownMethod
+        except BaseException as failure:
+            await self._fail(call, methods.UNKNOWN, context, failure)
+
+    async def _identify(self, call: Call, real: Any) -> None:
+        call.peer = real.peer()
+        metadata = real.invocation_metadata()
+        for key, value in metadata:
+            if key == "user-agent":
+                call.user_agent = str(value)[:256]
+            elif key == "x-request-id":
+                call.request_id = str(value)[:128]
+            elif key == "traceparent":
+                call.trace_id = str(value)[3:35]
+            elif key == "x-forwarded-for":
+                call.claimed_address = str(value)[:128]
+        await self._identity.identify(call, metadata)
+
+    async def _read_request(self, call: Call, context: Context, method: Method) -> Any:
+        request = await context.read()
+        if request is EOF:
+            raise errors.MissingRequest
+        method.describe(call, request, context.size)
+        return request
+
+    async def _commit(self, call: Call, method: Method, context: Context, handler: Any, change: Change[Any]) -> bytes:
+        def apply(transaction: Any) -> bytes:
+            reply = change.apply(transaction)
+            raw: bytes = handler.response_serializer(reply)
+            transaction.append(
+                self._event(call, method, context, Stage.COMPLETED, Outcome.SUCCESS, 0, "", answered=True)
+            )
+            return raw
+
+        # Once it is with the ledger it may commit, even if the caller goes away: then that is its one record.
+        call.recorded = True
+        try:
+            return await self._ledger.commit((call.organization, *change.organizations), apply)
+        except Exception:
+            call.recorded = False
+            raise
+
+    async def _fail(self, call: Call, method: Method, context: Context, failure: BaseException) -> NoReturn:
+        """Record how the call really ended, then end it so."""
+        if isinstance(failure, AbortError):
+            raise failure
+        if isinstance(failure, GeneratorExit | KeyboardInterrupt | SystemExit):
+            raise failure
+        if isinstance(failure, asyncio.CancelledError) and asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            # By grpc: the caller cancelled, its deadline passed, its connection is lost, or the server stops.
+            left = context.time_remaining()
+            code = Code.CANCELLED
+            if left is not None and left <= DEADLINE_SLACK_SECONDS:
+                code = Code.DEADLINE_EXCEEDED
+            if not call.recorded:
+                with contextlib.suppress(errors.Error):
+                    await self._record(call, method, context, code, "")
+            raise failure
+        if isinstance(failure, Ending):
+            code, message = failure.code, failure.message
+            answer = None
+        else:
+            answer = status.status_of(failure, call.operation)
+            code, message = Code(answer.code), answer.message
+            if not isinstance(failure, errors.Error):
+                log.error("%s failed, operation %s", call.method, call.operation, exc_info=failure)
+                message = f"{type(failure).__name__} (internal)"
+        if not isinstance(failure, errors.LedgerUnavailable | errors.Overloaded):
+            try:
+                await self._record(call, method, context, code, message)
+            except errors.Error as unrecorded:
+                answer = status.status_of(unrecorded, call.operation)
+                code = Code(answer.code)
+        trailing: list[tuple[str, str | bytes]] = [(OPERATION_KEY, call.operation)]
+        if answer is not None:
+            message = answer.message
+            trailing.append((status.DETAILS_KEY, answer.SerializeToString()))
+        call.recorded = True
+        await context._real.abort(CODES[int(code)], message, tuple(trailing))
+        raise AssertionError("abort raises")
+
+    async def _record(
+        self, call: Call, method: Method, context: Context, code: Code, error: str, *, answered: bool = False
+    ) -> None:
+        outcome = OUTCOMES.get(code, Outcome.FAILURE)
+        event = self._event(call, method, context, Stage.COMPLETED, outcome, int(code), error, answered=answered)
+        call.recorded = True
+        if call.actor.type == ActorType.ANONYMOUS or outcome == Outcome.DENIED:
+            address = call.peer.rpartition(":")[0] or call.peer
+            await self._flood.record(f"{address} {call.actor.id}", event)
+        else:
+            await self._ledger.record([event])
+
+    def _event(
+        self,
+        call: Call,
+        method: Method,
+        context: Context,
+        stage: Stage,
+        outcome: Outcome,
+        code: int,
+        error: str,
+        *,
+        answered: bool = False,
+    ) -> Event:
+        at = self._clock()
+        details = {**call.details, "method": call.method, "peer": call.peer}
+        if stage is Stage.COMPLETED:
+            details["duration_us"] = at - call.began_at
+            details["messages_in"], details["messages_out"] = context.count(answered)
+        if call.trace_id:
+            details["trace_id"] = call.trace_id
+        if call.claimed_address:
+            details["claimed_address"] = call.claimed_address
+        if call.diff is not None:
+            details["diff"] = list(call.diff)
+        return Event(
+            id=new_id(),
+            organization=call.organization,
+            operation=call.operation,
+            stage=stage,
+            occurred_at=at,
+            actor=call.actor,
+            action=method.rule.action,
+            outcome=outcome,
+            code=code,
+            changes=method.rule.changes,
+            targets=call.targets,
+            agent=call.agent,
+            reason=call.reason,
+            error=error,
+            request_id=call.request_id,
+            source=call.user_agent,
+            follows=stage is Stage.COMPLETED and call.started,
+            superseded_by=call.superseded_by,
+            details=details,
+        )
+
+    def _ended(self, call: Call, task: asyncio.Task[Any]) -> None:
+        """The net: a call whose task ended without a record leaves one all the same."""
+        self._active.discard(task)
+        if call.recorded:
+            return
+        method = self._methods.get(call.method, methods.UNKNOWN)
+        context = Context(None, method, NO_HANDLER)
+        record = asyncio.create_task(
+            self._record(call, method, context, Code.CANCELLED, "cut off before it was served")
+        )
+        self._background.add(record)
+        record.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a call that was cut off could not be recorded: %s", task.exception())

@@ -1,0 +1,101 @@
+"""The roll-ups, kept behind the log: a summary over millions of events reads thousands of rows."""
+
+import asyncio
+import logging
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from lading_server import errors
+from lading_server.ledger.ledger import Ledger
+from lading_server.store.event_counts import DAY, FACETS, HOUR, MINUTE, SECOND, TOTAL, by_field, floor, growth
+from lading_server.store.reader import Reader
+from lading_server.store.schema import event_counts, logs
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1_000
+"""Events in one unit: some 10 ms of the ledger."""
+PAUSE_SECONDS = 2.0
+
+
+def count(connection: sa.Connection, organization: str, limit: int = CHUNK) -> bool:
+    """Count at most `limit` more events of a log, whose head is locked; whether there are still more.
+
+    The roll-ups and `logs.counted` move in one transaction, so that a crash leaves no event counted twice or never.
+    """
+    counted, size = connection.execute(
+        sa.select(logs.c.counted, logs.c.size).where(logs.c.organization == organization)
+    ).one()
+    end = min(size, counted + limit)
+    if end == counted:
+        return False
+    connection.execute(insert(connection.dialect.name, organization, counted, end))
+    connection.execute(sa.update(logs).where(logs.c.organization == organization).values(counted=end))
+    return bool(end < size)
+
+
+def insert(dialect: str, organization: str, begin: int, end: int) -> sa.Insert:
+    """Add the growth from size `begin` to size `end`: totals by minute and hour, values by hour and day."""
+    rows = growth(organization, begin, end).cte("growth")
+    hour = floor(rows.c.recorded_at, HOUR).label("begins_at")
+    hours = sa.union_all(*by_field(rows, FACETS, hour, rows.c.changes)).cte("hours")
+    day = floor(hours.c.begins_at, DAY).label("begins_at")
+    days = sa.select(hours.c.field, hours.c.value, day, hours.c.changes, *sums(hours)).group_by(
+        hours.c.field, hours.c.value, day, hours.c.changes
+    )
+    parts = [total(rows, MINUTE), total(rows, HOUR), with_width(HOUR, sa.select(hours)), with_width(DAY, days)]
+    columns = ["width", "field", "value", "begins_at", "changes", "total", "failed"]
+    every = sa.union_all(*parts).subquery()
+    added = sa.select(sa.literal(organization, sa.Text), *(every.c[name] for name in columns)).where(
+        (every.c.total != 0) | (every.c.failed != 0)
+    )
+    into = postgresql.insert(event_counts) if dialect == "postgresql" else sqlite.insert(event_counts)
+    into = into.from_select(["organization", *columns], added)
+    return into.on_conflict_do_update(
+        index_elements=event_counts.primary_key.columns,
+        set_={
+            "total": event_counts.c.total + into.excluded.total,
+            "failed": event_counts.c.failed + into.excluded.failed,
+        },
+    )
+
+
+def total(rows: sa.CTE, width: int) -> sa.Select[tuple[int, int, str, int, bool, int, int]]:
+    begins_at = floor(rows.c.recorded_at, width).label("begins_at")
+    sums_of_all = sa.select(
+        sa.literal_column(str(TOTAL)).label("field"),
+        sa.literal_column("''").label("value"),
+        begins_at,
+        rows.c.changes,
+        *sums(rows),
+    )
+    return with_width(width, sums_of_all.group_by(begins_at, rows.c.changes))
+
+
+def with_width(width: int, select: sa.Select) -> sa.Select:
+    part = select.subquery()
+    return sa.select(sa.literal_column(str(width // SECOND)).label("width"), *part.c)
+
+
+def sums(rows: sa.CTE) -> tuple[sa.Label[int], sa.Label[int]]:
+    return sa.func.sum(rows.c.total).label("total"), sa.func.sum(rows.c.failed).label("failed")
+
+
+async def keep(ledger: Ledger, reader: Reader) -> None:
+    """Count what is not counted yet, every PAUSE_SECONDS, until cancelled. Any number of replicas may do so."""
+    while True:
+        try:
+            for organization in await reader.read(behind):
+                while await ledger.commit(
+                    (organization,), lambda transaction, of=organization: count(transaction.connection, of)
+                ):
+                    pass
+        except errors.Error as failure:
+            log.warning("events are not counted: %s", failure)
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+def behind(connection: sa.Connection) -> list[str]:
+    """Organizations with events that are not counted."""
+    return list(connection.scalars(sa.select(logs.c.organization).where(logs.c.counted < logs.c.size)))

@@ -1,0 +1,300 @@
+"""The only writer: one thread, one connection, group commit (DESIGN section 6).
+
+Crash order: whatever dies before COMMIT has left nothing and was answered to nobody; whatever dies after it has left
+state and events together, and its callers were not answered yet. There is no third case.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+
+from lading_server import errors
+from lading_server.clock import Clock, now
+from lading_server.event import Event
+from lading_server.ledger import rows
+from lading_server.ledger.transaction import Head, Transaction
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+QUEUE_MAX = 20_000
+BATCH_MAX = 1_000
+LINGER_SECONDS = 0.005
+LINGER_FROM = 24
+"""A batch at least this large before means load: then it pays to wait for company."""
+ANSWER_SECONDS = 1.8
+"""A caller is told UNAVAILABLE after this long: below the 2 s that are promised."""
+
+
+@dataclass(slots=True, eq=False)
+class Unit(Generic[R]):
+    """Statements and events that commit together or not at all."""
+
+    organizations: tuple[str, ...]
+    apply: Callable[[Transaction], R]
+    answer: "asyncio.Future[R]"
+    changes_state: bool
+    late: Callable[[R], None] | None
+
+
+Answer = tuple[Unit[Any], Any, Exception | None]
+
+
+def is_outage(failure: sa.exc.DBAPIError) -> bool:
+    """Whether the database failed, rather than a statement: gone, locked, full, stopping."""
+    if failure.connection_invalidated or isinstance(failure, sa.exc.OperationalError | sa.exc.InterfaceError):
+        return True
+    return isinstance(failure, sa.exc.InternalError)
+
+
+def give_up(answer: "asyncio.Future[Any]") -> None:
+    """Tell a caller that the log cannot be written now."""
+    if not answer.done():
+        answer.set_exception(errors.LedgerUnavailable())
+
+
+class Ledger:
+    """Takes units from the event loop, commits them in groups, and answers on the loop."""
+
+    def __init__(self, engine: sa.Engine, *, boot_id: str, clock: Clock = now) -> None:
+        self.boot_id = boot_id
+        self._engine = engine
+        self._clock = clock
+        self._rows = rows.Inserter(engine.dialect.name)
+        self._waiting: deque[Unit[Any]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._sequence = 0
+        self._connection: sa.Connection | None = None
+        self._batch_began: float | None = None
+        self._last_size = 0
+        self._listeners: list[Callable[[dict[str, int]], None]] = []
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin to take units; call it on the event loop that will await them."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def on_commit(self, listener: Callable[[dict[str, int]], None]) -> None:
+        """Call `listener`, on the loop, after each commit, with the new size of each log that grew."""
+        self._listeners.append(listener)
+
+    async def close(self) -> None:
+        """Commit what waits, then end the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    async def record(self, events: Sequence[Event]) -> list[int]:
+        """Commit events; returns their indexes. Raises LedgerUnavailable, Overloaded."""
+        organizations = (
+            (events[0].organization,) if len(events) == 1 else tuple(sorted({event.organization for event in events}))
+        )
+        return await self._submit(
+            organizations, lambda transaction: [transaction.append(event) for event in events], False, None
+        )
+
+    async def commit(
+        self,
+        organizations: Iterable[str],
+        apply: Callable[[Transaction], R],
+        *,
+        late: Callable[[R], None] | None = None,
+    ) -> R:
+        """Run `apply` in a transaction that holds the heads of the logs of `organizations` (those it appends to).
+
+        Returns what `apply` returns, once it is on disk. An exception of `apply` undoes that unit alone and is raised
+        here. Raises LedgerUnavailable when the database does not answer in time (then it may still commit: what the
+        unit wrote and what it recorded agree either way, and `late` is called with the result), Overloaded when too
+        many wait.
+        """
+        return await self._submit(tuple(organizations), apply, True, late)
+
+    async def _submit(
+        self,
+        organizations: tuple[str, ...],
+        apply: Callable[[Transaction], R],
+        changes: bool,
+        late: Callable[[R], None] | None,
+    ) -> R:
+        assert self._loop is not None, "start() comes first"
+        began = self._batch_began
+        if self._closing:
+            raise errors.Stopping
+        if began is not None and time.monotonic() - began > ANSWER_SECONDS:
+            raise errors.LedgerUnavailable
+        if len(self._waiting) >= QUEUE_MAX:
+            raise errors.Overloaded("too many calls wait for the audit log: try again", retry_after=1.0)
+        unit = Unit(organizations, apply, self._loop.create_future(), changes, late)
+        self._waiting.append(unit)
+        if self._batch_began is None:
+            with self._wake:
+                self._wake.notify()
+        timer = self._loop.call_later(ANSWER_SECONDS, give_up, unit.answer)
+        try:
+            # A caller that goes away does not take its unit along: what it asked for is recorded all the same.
+            return await asyncio.shield(unit.answer)
+        finally:
+            timer.cancel()
+
+    def _run(self) -> None:
+        while True:
+            batch = self._take()
+            if not batch:
+                break
+            self._batch_began = time.monotonic()
+            try:
+                self._commit_batch(batch)
+            except Exception:
+                log.exception("the ledger's batch failed")
+                self._answer([(unit, None, errors.LedgerUnavailable()) for unit in batch], {})
+            finally:
+                self._batch_began = None
+        if self._connection is not None:
+            self._connection.close()
+
+    def _take(self) -> list[Unit[Any]]:
+        while True:
+            with self._wake:
+                while not self._waiting:
+                    if self._closing:
+                        return []
+                    self._wake.wait()
+            if self._last_size >= LINGER_FROM:
+                enough = min(BATCH_MAX, self._last_size * 2)
+                until = time.monotonic() + LINGER_SECONDS
+                while len(self._waiting) < enough and (left := until - time.monotonic()) > 0:
+                    time.sleep(min(left, 0.001))
+            batch: list[Unit[Any]] = []
+            while self._waiting and len(batch) < BATCH_MAX:
+                unit = self._waiting.popleft()
+                if not unit.answer.done():  # its caller was told UNAVAILABLE: then nothing must happen
+                    batch.append(unit)
+            self._last_size = len(batch)
+            if batch:
+                return batch
+
+    def _commit_batch(self, batch: list[Unit[Any]]) -> None:
+        while batch:
+            try:
+                done = self._attempt(batch)
+            except sa.exc.DBAPIError as failure:
+                self._rollback()
+                if is_outage(failure):
+                    log.error("the database does not answer: %s", str(failure.orig).strip())
+                    self._disconnect()
+                    self._answer([(unit, None, errors.LedgerUnavailable()) for unit in batch], {})
+                    return
+                if len(batch) == 1:
+                    log.error("a unit does not fit the database: %s", str(failure.orig).strip())
+                    self._answer([(batch[0], None, errors.Error("internal error"))], {})
+                    return
+                for unit in batch:  # one of them spoils the others: each on its own
+                    self._commit_batch([unit])
+                return
+            if done is not None:
+                self._answer(*done)
+                return
+            batch = [unit for unit in batch if not unit.answer.done()]
+
+    def _attempt(self, batch: list[Unit[Any]]) -> tuple[list[Answer], dict[str, int]] | None:
+        connection = self._connect()
+        connection.begin()
+        heads = self._lock_heads(connection, sorted({name for unit in batch for name in unit.organizations}))
+        transaction = Transaction(connection, heads, self.boot_id, self._sequence, self._clock())
+        answers: list[Answer] = []
+        for unit in batch:
+            if not unit.changes_state:
+                answers.append((unit, unit.apply(transaction), None))
+                continue
+            mark = transaction.mark()
+            savepoint = connection.begin_nested()
+            try:
+                result = unit.apply(transaction)
+                savepoint.commit()
+            except sa.exc.DBAPIError:
+                raise
+            except Exception as failure:
+                savepoint.rollback()
+                transaction.reset(mark)
+                answers.append((unit, None, failure))
+            else:
+                answers.append((unit, result, None))
+        self._rows.insert(connection, transaction.rows)
+        rows.supersede(connection, transaction.follows)
+        rows.move_heads(connection, heads, transaction.recorded_at)
+        if any(unit.answer.done() for unit in batch):
+            connection.rollback()  # somebody was told meanwhile that nothing happened; the others go again without it
+            return None
+        try:
+            connection.commit()
+        except sa.exc.DBAPIError:
+            if not self._was_committed(transaction.rows):
+                raise
+        self._sequence = transaction.sequence
+        return answers, {name: head.size for name, head in heads.items() if head.size != head.size_before}
+
+    def _was_committed(self, appended: Sequence[rows.Row]) -> bool:
+        """After a COMMIT whose answer was lost: one event of the batch is there, or none is."""
+        self._disconnect()
+        if not appended:
+            return False
+        try:
+            with self._connect().begin():
+                return rows.has_event(self._connect(), appended[0])
+        except sa.exc.DBAPIError:
+            return False
+
+    def _lock_heads(self, connection: sa.Connection, names: list[str]) -> dict[str, Head]:
+        if not names:
+            return {}
+        heads = rows.lock_heads(connection, names)
+        if len(heads) < len(names):
+            rows.create_heads(connection, [name for name in names if name not in heads])
+            heads = rows.lock_heads(connection, names)
+        return heads
+
+    def _connect(self) -> sa.Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect().execution_options(lading_writes=True)
+        return self._connection
+
+    def _rollback(self) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.rollback()
+        except sa.exc.DBAPIError:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    def _answer(self, answers: list[Answer], sizes: dict[str, int]) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._release, answers, sizes)
+
+    def _release(self, answers: list[Answer], sizes: dict[str, int]) -> None:
+        for unit, result, failure in answers:
+            if unit.answer.done():
+                if failure is None and unit.late is not None:
+                    unit.late(result)
+            elif failure is None:
+                unit.answer.set_result(result)
+            else:
+                unit.answer.set_exception(failure)
+        if sizes:
+            for listener in self._listeners:
+                listener(sizes)

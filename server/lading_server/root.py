@@ -1,0 +1,192 @@
+"""The composition root: the one place that knows every part of a server, starts them in order, and stops them so that
+nothing that was answered is lost."""
+
+import asyncio
+import gc
+import logging
+import pathlib
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from lading.v1 import (
+    access_pb2_grpc,
+    agent_link_pb2_grpc,
+    agents_pb2_grpc,
+    audit_log_pb2_grpc,
+    commands_pb2_grpc,
+    containers_pb2_grpc,
+)
+from lading_server import tokens
+from lading_server.clock import new_id
+from lading_server.dispatch import Dispatcher
+from lading_server.identity import Identity, verifier_of
+from lading_server.interceptors.audit import Audit
+from lading_server.interceptors.methods import methods_of
+from lading_server.ledger import counts
+from lading_server.ledger.ledger import Ledger
+from lading_server.relay import Relays
+from lading_server.services.access import Access
+from lading_server.services.agent_link import AgentLink
+from lading_server.services.agents import Agents
+from lading_server.services.audit_log import AuditLog
+from lading_server.services.commands import Commands
+from lading_server.services.containers import Containers
+from lading_server.services.resources import dispatch_of
+from lading_server.sessions import Sessions
+from lading_server.settings import Settings
+from lading_server.store.database import open_engine
+from lading_server.store.reader import Reader
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0
+"""Calls that run get this long to end when the server stops."""
+
+SERVICES = (
+    "lading.v1.AgentLink",
+    "lading.v1.Containers",
+    "lading.v1.Commands",
+    "lading.v1.Agents",
+    "lading.v1.AuditLog",
+    "lading.v1.Access",
+)
+OTHERS = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    # Above our own limit, so that what is too large is refused, and recorded, by us.
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_metadata_size", 32 * 1024),
+    # Core's queue of calls that wait to be served: at its defaults a storm of reconnecting agents loses half of them,
+    # unseen by any audit.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.server_max_unrequested_time_in_server", 120),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class Server:
+    """One server process: `start`, serve, `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.address = ""
+        """HOST:PORT it listens on, once started."""
+
+    async def start(self) -> None:
+        """Serve. Raises what `tokens.load_key` raises, MissingRule, and OSError when the address is taken."""
+        settings = self._settings
+        key = tokens.load_key(settings.data)
+        engine = open_engine(settings.database_url)
+        self._reader = Reader(engine)
+        self._ledger = Ledger(engine, boot_id=new_id())
+        self._ledger.start()
+        self._identity = Identity(verifier_of(settings, key), self._reader, development=settings.development)
+        self._ledger.on_commit(self._identity.committed)
+        sessions, relays = Sessions(), Relays()
+        dispatcher = Dispatcher(self._ledger, self._reader, sessions, dispatch_of)
+        self._agent_link = AgentLink(self._ledger, dispatcher, sessions, relays)
+        self._audit = self._make_audit()
+        self._grpc = grpc.aio.server(interceptors=(self._audit,), options=OPTIONS)
+        agent_link_pb2_grpc.add_AgentLinkServicer_to_server(self._agent_link, self._grpc)
+        containers_pb2_grpc.add_ContainersServicer_to_server(
+            Containers(dispatcher, self._reader, sessions, relays), self._grpc
+        )
+        commands_pb2_grpc.add_CommandsServicer_to_server(Commands(dispatcher, self._reader, sessions), self._grpc)
+        agents_pb2_grpc.add_AgentsServicer_to_server(Agents(self._reader, sessions), self._grpc)
+        audit_log_pb2_grpc.add_AuditLogServicer_to_server(AuditLog(self._reader, self._ledger), self._grpc)
+        access_pb2_grpc.add_AccessServicer_to_server(
+            Access(self._reader, self._identity, key, settings.audience), self._grpc
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((*SERVICES, *OTHERS), self._grpc)
+        await self._identity.start()
+        self.address = self._listen()
+        await self._grpc.start()
+        self._tasks = [
+            asyncio.create_task(dispatcher.sweep()),
+            asyncio.create_task(counts.keep(self._ledger, self._reader)),
+        ]
+        await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def _make_audit(self) -> Audit:
+        return Audit(self._ledger, self._identity, methods_of((*SERVICES, *OTHERS)))
+
+    def _listen(self) -> str:
+        settings = self._settings
+        host = settings.listen.rpartition(":")[0]
+        if settings.tls_cert is None or settings.tls_key is None:
+            port = self._grpc.add_insecure_port(settings.listen)
+        else:
+            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+            port = self._grpc.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+        return f"{host}:{port}"
+
+    async def _tell_health(self, state: Any) -> None:
+        for service in ("", *SERVICES):
+            await self._health.set(service, state)
+
+    async def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Let agents drain and calls end for at most `seconds`, then cut the rest off, and commit every record."""
+        await self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._agent_link.drain("the server stops")
+        await self._grpc.stop(seconds)
+        await self._audit.drained()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._identity.close()
+        await self._ledger.close()
+        self._reader.close()
+
+
+def run(settings: Settings, port_file: pathlib.Path | None) -> int:
+    """Serve until SIGTERM or SIGINT; a second one stops at once. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("alembic", "grpc", "sqlalchemy"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return uvloop.run(_serve(settings, port_file))
+
+
+async def _serve(settings: Settings, port_file: pathlib.Path | None) -> int:
+    server = Server(settings)
+    await server.start()
+    gc.collect()
+    gc.freeze()
+    log.info("serving on %s, database %s", server.address, settings.database_url.rpartition("@")[2])
+    if port_file is not None:
+        pending = port_file.with_name(port_file.name + ".new")
+        pending.write_text(server.address + "\n")
+        pending.replace(port_file)
+    await _signal((signal.SIGTERM, signal.SIGINT))
+    log.info("stopping: calls that run have %.0f s to end; a second signal stops at once", STOP_SECONDS)
+    stopping = asyncio.create_task(server.stop())
+    again = asyncio.create_task(_signal((signal.SIGTERM, signal.SIGINT)))
+    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        return 130
+    again.cancel()
+    await stopping
+    log.info("stopped")
+    return 0
+
+
+async def _signal(signals: Iterable[signal.Signals]) -> None:
+    """Wait for one of them."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    for one in signals:
+        loop.add_signal_handler(one, came.set)
+    await came.wait()

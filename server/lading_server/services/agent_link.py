@@ -1,0 +1,289 @@
+"""What agents speak with the server: their sessions, and the bytes of their logs."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from grpc.aio import EOF
+
+from lading.v1 import agent_link_pb2, agent_link_pb2_grpc
+from lading_server import call as calls
+from lading_server import errors
+from lading_server.call import Call
+from lading_server.clock import Clock, now
+from lading_server.commands import State
+from lading_server.dispatch import Dispatcher
+from lading_server.ends import End
+from lading_server.errors import Code
+from lading_server.ledger.ledger import Ledger
+from lading_server.ledger.transaction import Transaction
+from lading_server.names import ID
+from lading_server.relay import Relay, Relays
+from lading_server.services.resources import container_values, microseconds, stamp
+from lading_server.sessions import HEARTBEAT_SECONDS, LEASE_SECONDS, WINDOW, Session, Sessions
+from lading_server.store import agents, containers
+
+log = logging.getLogger(__name__)
+
+LEASE_WRITE_SECONDS = 30.0
+"""A heartbeat renews the lease in memory; in the database it is written this often, and so much longer."""
+HELD_MAX = 10_000
+LEDGER_RETRY_SECONDS = 0.5
+AGENT_STATES = frozenset({State.SUCCEEDED, State.FAILED, State.REJECTED, State.CANCELLED, State.UNKNOWN})
+DRAIN_RECONNECT_SECONDS = 1.0
+
+
+class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
+    """See protos/lading/v1/agent_link.proto."""
+
+    def __init__(
+        self, ledger: Ledger, dispatcher: Dispatcher, sessions: Sessions, relays: Relays, clock: Clock = now
+    ) -> None:
+        self._ledger, self._dispatcher, self._sessions = ledger, dispatcher, sessions
+        self._relays, self._clock = relays, clock
+        self.stopping = False
+
+    async def Connect(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        call = calls.current()
+        if self.stopping:
+            raise errors.Stopping(retry_after=DRAIN_RECONNECT_SECONDS)
+        if not ID.fullmatch(call.actor.id):
+            raise errors.InvalidArgument("the token's subject is not the name of an agent")
+        call.agent = call.actor.id
+        call.targets = (("agent", call.actor.id),)
+        first = await context.read()
+        if first is EOF or first.WhichOneof("frame") != "hello":
+            raise errors.InvalidArgument("the first frame must be Hello")
+        session, closing = await self._open(call, first, context), "the stream ended without a Goodbye"
+        call.details["epoch"] = session.epoch
+        try:
+            while (frame := await context.read()) is not EOF:
+                if frame.epoch != session.epoch:
+                    raise errors.InvalidArgument(f"a frame of epoch {frame.epoch} came in epoch {session.epoch}")
+                session.heard_at = time.monotonic()
+                session.received = frame.seq
+                if frame.WhichOneof("frame") == "goodbye":
+                    closing = frame.goodbye.reason[:256] or "goodbye"
+                    return
+                await self._take_durably(session, frame)
+        except asyncio.CancelledError:
+            if session.failure is None:
+                raise
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()  # ended by us, not by the caller: answer with why
+            raise session.failure from None
+        finally:
+            call.details["closing"] = session.failure.message if session.failure else closing
+            self._sessions.remove(session)
+            await self._keep(session, connected=False)
+
+    async def _open(self, call: Call, first: agent_link_pb2.ConnectRequest, context: Any) -> Session:
+        """Raise the epoch, settle what the journal tells, say Welcome; then the agent is online."""
+        hello = first.hello
+        if len(hello.held) > HELD_MAX:
+            raise errors.InvalidArgument(f"the journal holds more than {HELD_MAX} commands")
+        held = {one.command: end_of(one.result) if one.HasField("result") else None for one in hello.held}
+
+        def apply(transaction: Transaction) -> tuple[int, tuple[Any, Any, int]]:
+            known = agents.get(transaction.connection, call.organization, call.actor.id)
+            if known is not None and known.banned:
+                raise errors.PermissionDenied(f"agent {call.actor.id} is banned")
+            epoch, journal_before = agents.connect(
+                transaction.connection,
+                call.organization,
+                call.actor.id,
+                at=transaction.recorded_at,
+                version=hello.version[:64],
+                runtime=hello.runtime[:64],
+                labels={key[:256]: value[:1024] for key, value in list(hello.labels.items())[:64]},
+                replica=self._ledger.boot_id,
+                boot_id=hello.boot_id[:64],
+                journal_id=hello.journal_id[:64],
+                seen_epoch=max(0, hello.epoch),
+                lease_until=transaction.recorded_at + int((LEASE_SECONDS + LEASE_WRITE_SECONDS) * 1_000_000),
+            )
+            same = not journal_before or journal_before == hello.journal_id
+            return epoch, self._dispatcher.reconcile(transaction, call.organization, call.actor.id, epoch, held, same)
+
+        epoch, (resend, settled, in_hand) = await self._ledger.commit((call.organization,), apply)
+        task = asyncio.current_task()
+        assert task is not None
+        session = Session(call.organization, call.actor.id, epoch, context.write, task, WINDOW - in_hand)
+        session.received = first.seq
+        await session.send(
+            agent_link_pb2.ConnectResponse(
+                welcome=agent_link_pb2.Welcome(
+                    lease=Duration(seconds=int(LEASE_SECONDS)),
+                    heartbeat=Duration(seconds=int(HEARTBEAT_SECONDS)),
+                    window=WINDOW,
+                    server_time=stamp(self._clock()),
+                )
+            )
+        )
+        for command, end in held.items():
+            if end is not None:
+                await session.send(receipt_of(command, -1))
+        self._sessions.add(session)
+        self._dispatcher.resume(session, resend, settled)
+        return session
+
+    async def _take_durably(self, session: Session, frame: agent_link_pb2.ConnectRequest) -> None:
+        """A database that is gone ends no session: the frame waits for it, and the agent's journal keeps the rest."""
+        while True:
+            try:
+                return await self._take(session, frame)
+            except (errors.LedgerUnavailable, errors.Overloaded):
+                await asyncio.sleep(LEDGER_RETRY_SECONDS)
+
+    async def _take(self, session: Session, frame: agent_link_pb2.ConnectRequest) -> None:
+        """Do what a frame says. The next one is read after this one is on disk, so `received` is what was applied."""
+        kind = frame.WhichOneof("frame")
+        if kind == "heartbeat":
+            if session.backlog:
+                self._dispatcher.wake(session)
+            if time.monotonic() - session.lease_written_at > LEASE_WRITE_SECONDS:
+                await self._keep(session, connected=True)
+        elif kind == "acknowledge":
+            await self._dispatcher.acknowledge(
+                session, frame.acknowledge.command, time_of(frame.acknowledge, "agent_time")
+            )
+        elif kind == "result":
+            index = await self._dispatcher.settle(session, frame.result.command, end_of(frame.result))
+            await session.send(receipt_of(frame.result.command, index))
+        elif kind == "inventory":
+            await self._take_inventory(session, frame.inventory)
+
+    async def _take_inventory(self, session: Session, report: agent_link_pb2.Inventory) -> None:
+        if not report.snapshot and report.base_version != session.inventory_version:
+            await session.send(agent_link_pb2.ConnectResponse(report_full=agent_link_pb2.ReportFull()))
+            return
+        at = self._clock()
+        found = [container_values(one, at) for one in report.containers if ID.fullmatch(one.name)]
+
+        def apply(transaction: Transaction) -> None:
+            if report.snapshot:
+                containers.replace(transaction.connection, session.organization, session.agent, found)
+            else:
+                containers.put(transaction.connection, session.organization, session.agent, found)
+                containers.drop(transaction.connection, session.organization, session.agent, list(report.removed))
+
+        await self._ledger.commit((), apply)
+        session.inventory_version = report.version
+        self._sessions.notify(session.organization)
+
+    async def _keep(self, session: Session, *, connected: bool) -> None:
+        """Write the lease; a crash before leaves the older one, which ends earlier, and that is safe."""
+        at = self._clock()
+        silent = int((time.monotonic() - session.heard_at) * 1_000_000)
+        more = LEASE_SECONDS + (LEASE_WRITE_SECONDS if connected else 0.0)
+
+        def apply(transaction: Transaction) -> None:
+            agents.keep(
+                transaction.connection,
+                session.organization,
+                session.agent,
+                epoch=session.epoch,
+                seen_at=at - silent,
+                lease_until=at - silent + int(more * 1_000_000),
+                connected=connected,
+            )
+
+        session.lease_written_at = time.monotonic()
+        with contextlib.suppress(errors.Error):
+            await self._ledger.commit((), apply)
+
+    async def drain(self, reason: str) -> None:
+        """Ask every agent to finish what runs and to connect anew; no session is opened any more."""
+        self.stopping = True
+        after = Duration()
+        after.FromMilliseconds(int(DRAIN_RECONNECT_SECONDS * 1000))
+        sends = []
+        for session in self._sessions.all():
+            session.draining = True
+            drain = agent_link_pb2.Drain(reason=reason, reconnect_after=after)
+            sends.append(session.send(agent_link_pb2.ConnectResponse(drain=drain)))
+        await asyncio.gather(*sends, return_exceptions=True)
+
+    async def Bulk(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        call = calls.current()
+        call.agent = call.actor.id
+        call.targets = (("agent", call.actor.id),)
+        first = await context.read()
+        relay = None
+        if first is not EOF:
+            relay = self._relays.attach(first.session, call.organization, call.actor.id)
+        if relay is None:
+            raise errors.NotFound("no such bulk session: it was not asked for, or its reader is gone")
+        call.details["session"], call.details["reader"] = first.session, relay.parent
+        stop = asyncio.create_task(self._tell_stop(relay, context))
+        try:
+            await self._pump(relay, first, context)
+        finally:
+            stop.cancel()
+
+    async def _tell_stop(self, relay: Relay, context: Any) -> None:
+        await relay.stopped.wait()
+        await context.write(agent_link_pb2.BulkResponse(stop=True))
+
+    async def _pump(self, relay: Relay, piece: Any, context: Any) -> None:
+        """Bring every piece to the reader; when it is slow, read no more, and the agent waits."""
+        end: errors.Error | None = errors.AgentOffline("the agent closed the log without saying why")
+        try:
+            while piece is not EOF and not relay.stopped.is_set():
+                if piece.data:
+                    await self._hand(relay, piece)
+                if piece.HasField("end"):
+                    code = Code(piece.end.code) if 0 <= piece.end.code <= 16 else Code.UNKNOWN
+                    end = errors.CommandFailed(piece.end.error[:1000], code=code) if code else None
+                    return
+                piece = await context.read()
+        finally:
+            if not relay.stopped.is_set():
+                await self._hand(relay, end)
+
+    async def _hand(self, relay: Relay, piece: Any) -> None:
+        """Put a piece before the reader, unless it leaves first."""
+        put = asyncio.ensure_future(relay.pieces.put(piece))
+        stopped = asyncio.ensure_future(relay.stopped.wait())
+        try:
+            await asyncio.wait((put, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            put.cancel()
+            stopped.cancel()
+
+
+def time_of(message: Any, field: str) -> int | None:
+    """A Timestamp or Duration field in microseconds, if it is there."""
+    return microseconds(getattr(message, field)) if message.HasField(field) else None
+
+
+def end_of(result: agent_link_pb2.Result) -> End:
+    """What an agent says became of a command. Raises InvalidArgument for what is no end."""
+    try:
+        state, code = State(result.state), Code(result.code)
+    except ValueError as failure:
+        raise errors.InvalidArgument("the result has an unknown state or code") from failure
+    if state not in AGENT_STATES:
+        raise errors.InvalidArgument(f"{state.name} is not an end")
+    if state is State.SUCCEEDED:
+        code = Code.OK
+    elif code is Code.OK:
+        code = Code.UNKNOWN
+    return End(
+        state,
+        code,
+        result.error[:4096],
+        result.evidence[:256],
+        result.container_id[:128],
+        time_of(result, "agent_time"),
+        time_of(result, "duration"),
+    )
+
+
+def receipt_of(command: str, index: int) -> agent_link_pb2.ConnectResponse:
+    """The frame that lets the agent's journal forget a command."""
+    return agent_link_pb2.ConnectResponse(result_receipt=agent_link_pb2.ResultReceipt(command=command, index=index))

@@ -1,0 +1,140 @@
+"""Rows of the store as resources of the contract, and back."""
+
+import json
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2, containers_pb2
+from lading_server import names
+from lading_server.store import agents, commands, containers
+
+
+def stamp(at: int | None) -> Timestamp | None:
+    """Microseconds since the epoch as a Timestamp."""
+    if at is None:
+        return None
+    return Timestamp(seconds=at // 1_000_000, nanos=at % 1_000_000 * 1000)
+
+
+def microseconds(message: Timestamp | Duration) -> int:
+    """A Timestamp or Duration in microseconds."""
+    return message.seconds * 1_000_000 + message.nanos // 1000
+
+
+def duration(length: int) -> Duration:
+    """Microseconds as a Duration."""
+    return Duration(seconds=length // 1_000_000, nanos=length % 1_000_000 * 1000)
+
+
+def command_of(row: commands.Row) -> commands_pb2.Command:
+    """A command, without the secrets of its arguments."""
+    return commands_pb2.Command(
+        name=names.command_name(row.id),
+        agent=names.agent_name(row.agent),
+        container=names.container_name(row.agent, row.container) if row.container else "",
+        verb=row.verb,
+        arguments=commands_pb2.Arguments.FromString(row.arguments_shown),
+        state=row.state,
+        reason=row.reason,
+        actor=row.actor,
+        actor_email=row.actor_email,
+        request_id=row.request_id,
+        parent=row.parent,
+        precondition=commands_pb2.Precondition.FromString(row.precondition) if row.precondition else None,
+        created_at=stamp(row.created_at),
+        dispatched_at=stamp(row.dispatched_at),
+        acknowledged_at=stamp(row.acknowledged_at),
+        settled_at=stamp(row.settled_at),
+        deliver_by=stamp(row.deliver_by),
+        execute_within=duration(row.execute_within),
+        code=row.code,
+        error=row.error,
+        evidence=row.evidence,
+        container_id=row.container_id,
+    )
+
+
+def dispatch_of(row: commands.Row) -> agent_link_pb2.ConnectResponse:
+    """The frame that carries a command to its agent."""
+    return agent_link_pb2.ConnectResponse(
+        dispatch=agent_link_pb2.Dispatch(
+            envelope=agent_link_pb2.Envelope(
+                command=row.id,
+                organization=row.organization,
+                agent=row.agent,
+                container=row.container,
+                verb=row.verb,
+                arguments=commands_pb2.Arguments.FromString(row.arguments),
+                actor=row.actor,
+                issued_at=stamp(row.created_at),
+                deliver_by=stamp(row.deliver_by),
+                execute_within=duration(row.execute_within),
+                precondition=commands_pb2.Precondition.FromString(row.precondition) if row.precondition else None,
+            )
+        )
+    )
+
+
+def container_of(row: containers.Row, at: int) -> containers_pb2.Container:
+    """A container as its agent last reported it; `at`: now, to tell whether that agent's lease still holds."""
+    return containers_pb2.Container(
+        name=names.container_name(row.agent, row.name),
+        id=row.id,
+        image=row.image,
+        image_digest=row.image_digest,
+        state=row.state,
+        health=row.health,
+        exit_code=row.exit_code,
+        restart_count=row.restart_count,
+        labels=json.loads(row.labels),
+        created_at=stamp(row.created_at),
+        started_at=stamp(row.started_at),
+        finished_at=stamp(row.finished_at),
+        as_of=stamp(row.as_of),
+        current=bool(row.connected) and (row.lease_until or 0) > at,
+    )
+
+
+def container_values(message: containers_pb2.Container, at: int) -> dict[str, Any]:
+    """What an agent reports, by column name. `at`: when it was reported."""
+    return {
+        "name": message.name,
+        "id": message.id[:128],
+        "image": message.image[:512],
+        "image_digest": message.image_digest[:128],
+        "state": message.state[:32],
+        "health": message.health[:32],
+        "exit_code": message.exit_code,
+        "restart_count": message.restart_count,
+        "labels": json.dumps(dict(message.labels), sort_keys=True).replace("\\u0000", ""),
+        "created_at": microseconds(message.created_at) if message.HasField("created_at") else None,
+        "started_at": microseconds(message.started_at) if message.HasField("started_at") else None,
+        "finished_at": microseconds(message.finished_at) if message.HasField("finished_at") else None,
+        "as_of": at,
+    }
+
+
+def agent_of(row: agents.Row, at: int, *, stale: bool, containers: tuple[int, int], in_flight: int) -> agents_pb2.Agent:
+    """An agent. `at`: now; `stale`: no heartbeat for long; `containers`: those that run, and all."""
+    if not row.connected or row.lease_until <= at:
+        state = agents_pb2.AGENT_STATE_OFFLINE
+    else:
+        state = agents_pb2.AGENT_STATE_STALE if stale else agents_pb2.AGENT_STATE_ONLINE
+    return agents_pb2.Agent(
+        name=names.agent_name(row.name),
+        state=state,
+        version=row.version,
+        runtime=row.runtime,
+        labels=json.loads(row.labels),
+        drained=row.drained,
+        banned=row.banned,
+        epoch=row.epoch or 0,
+        created_at=stamp(row.created_at),
+        connected_at=stamp(row.connected_at),
+        last_seen_at=stamp(row.last_seen_at),
+        containers_running=containers[0],
+        containers_total=containers[1],
+        commands_in_flight=in_flight,
+    )

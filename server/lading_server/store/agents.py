@@ -1,0 +1,150 @@
+"""Agents and their sessions in the database."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from lading_server.store.schema import agent_sessions, agents, containers
+
+Row = sa.Row[*tuple[Any, ...]]
+
+
+def get(connection: sa.Connection, organization: str, name: str) -> Row | None:
+    """One agent with its session."""
+    return connection.execute(
+        _with_session().where(agents.c.organization == organization, agents.c.name == name)
+    ).first()
+
+
+def list_by_name(connection: sa.Connection, organization: str, after: str, limit: int) -> Sequence[Row]:
+    """Agents with their sessions, by name, after the name `after`."""
+    return connection.execute(
+        _with_session()
+        .where(agents.c.organization == organization, agents.c.name > after)
+        .order_by(agents.c.name)
+        .limit(limit)
+    ).all()
+
+
+def _with_session() -> sa.Select[Any]:
+    return sa.select(
+        agents,
+        agent_sessions.c.epoch,
+        agent_sessions.c.replica,
+        agent_sessions.c.lease_until,
+        agent_sessions.c.connected,
+    ).select_from(
+        agents.outerjoin(
+            agent_sessions,
+            sa.and_(agent_sessions.c.organization == agents.c.organization, agent_sessions.c.agent == agents.c.name),
+        )
+    )
+
+
+def count_containers(connection: sa.Connection, organization: str) -> dict[str, tuple[int, int]]:
+    """Containers by agent: those that run, and all."""
+    running = sa.func.sum(sa.case((containers.c.state == "running", 1), else_=0))
+    found = connection.execute(
+        sa.select(containers.c.agent, running, sa.func.count())
+        .where(containers.c.organization == organization)
+        .group_by(containers.c.agent)
+    )
+    return {agent: (int(runs), number) for agent, runs, number in found}
+
+
+def connect(
+    connection: sa.Connection,
+    organization: str,
+    name: str,
+    *,
+    at: int,
+    version: str,
+    runtime: str,
+    labels: dict[str, str],
+    replica: str,
+    boot_id: str,
+    journal_id: str,
+    seen_epoch: int,
+    lease_until: int,
+) -> tuple[int, str]:
+    """Begin a session: raise the epoch above every earlier one, which fences them all.
+
+    Returns the epoch and the journal's id of the session before (empty for the first).
+    """
+    known = connection.execute(
+        sa.select(agents.c.name).where(agents.c.organization == organization, agents.c.name == name)
+    ).first()
+    facts = {
+        "version": version,
+        "runtime": runtime,
+        "labels": json.dumps(labels, sort_keys=True),
+        "connected_at": at,
+        "last_seen_at": at,
+    }
+    if known is None:
+        connection.execute(
+            sa.insert(agents).values(
+                organization=organization, name=name, drained=False, banned=False, created_at=at, **facts
+            )
+        )
+    else:
+        connection.execute(
+            sa.update(agents).where(agents.c.organization == organization, agents.c.name == name).values(**facts)
+        )
+    mine = sa.and_(agent_sessions.c.organization == organization, agent_sessions.c.agent == name)
+    before = connection.execute(
+        sa.select(agent_sessions.c.epoch, agent_sessions.c.journal_id).where(mine).with_for_update()
+    ).first()
+    session = {
+        "replica": replica,
+        "boot_id": boot_id,
+        "journal_id": journal_id,
+        "connected": True,
+        "lease_until": lease_until,
+    }
+    if before is None:
+        epoch = seen_epoch + 1
+        connection.execute(
+            sa.insert(agent_sessions).values(organization=organization, agent=name, epoch=epoch, **session)
+        )
+        return epoch, ""
+    epoch = max(before.epoch, seen_epoch) + 1
+    connection.execute(sa.update(agent_sessions).where(mine).values(epoch=epoch, **session))
+    return epoch, before.journal_id
+
+
+def keep(
+    connection: sa.Connection,
+    organization: str,
+    name: str,
+    *,
+    epoch: int,
+    seen_at: int,
+    lease_until: int,
+    connected: bool,
+) -> None:
+    """Write when the agent was last heard, unless a newer session took over."""
+    kept = connection.execute(
+        sa.update(agent_sessions)
+        .where(
+            agent_sessions.c.organization == organization,
+            agent_sessions.c.agent == name,
+            agent_sessions.c.epoch == epoch,
+        )
+        .values(lease_until=lease_until, connected=connected)
+    )
+    if kept.rowcount:
+        connection.execute(
+            sa.update(agents)
+            .where(agents.c.organization == organization, agents.c.name == name)
+            .values(last_seen_at=seen_at)
+        )
+
+
+def mark(connection: sa.Connection, organization: str, name: str, **values: bool) -> None:
+    """Set `drained` or `banned`."""
+    connection.execute(
+        sa.update(agents).where(agents.c.organization == organization, agents.c.name == name).values(**values)
+    )

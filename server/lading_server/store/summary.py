@@ -1,0 +1,184 @@
+"""Counts over time and by field: from the roll-ups where they have the answer, from the events where they have not.
+
+Whole hours come from the roll-ups, the rest of the first and the last hour from the events, and what is not counted
+yet is added, so that a summary is exact at once. A filter asks every event, newest first, up to COUNT_MAX of them.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from lading_server.errors import Code
+from lading_server.event import Outcome
+from lading_server.store import event_counts as counts
+from lading_server.store import events as log_of
+from lading_server.store.event_counts import DAY, HOUR, MINUTE, SECOND, TOTAL, by_field
+from lading_server.store.event_filter import EventFilter, Field, actions_of, conditions, needs_actions
+from lading_server.store.schema import event_counts, events
+
+COUNT_MAX = 100_000
+"""Events that one summary reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Where it begins (microseconds since the epoch), and its counts."""
+
+    begins_at: int
+    total: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of a facet, and its counts."""
+
+    value: str
+    total: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """`width` of a bar in microseconds. `capped`: the counts are of the newest events only."""
+
+    total: int
+    failed: int
+    width: int
+    bars: list[Bar]
+    facets: dict[Field, list[Value]]
+    capped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Bars of equal width from `begins_at` on, over the times [since, until)."""
+
+    since: int
+    until: int
+    begins_at: int
+    width: int
+    size: int
+
+
+def grid(since: int, until: int, bars_max: int) -> Grid:
+    """At most `bars_max` bars, of whole minutes while they are shorter than an hour, else of whole hours."""
+    for unit in (MINUTE, HOUR):
+        begins_at = since - since % unit
+        width = -((begins_at - until) // (bars_max * unit)) * unit
+        if width < HOUR:
+            break
+    return Grid(since, until, begins_at, width, -((begins_at - until) // width))
+
+
+class Tally:
+    """Sums by field and value; the values of TOTAL are numbers of bars."""
+
+    def __init__(self, connection: sa.Connection, organization: str, grid: Grid, fields: Sequence[Field]) -> None:
+        self._connection, self._organization, self._grid, self._fields = connection, organization, grid, fields
+        self._sums: defaultdict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
+
+    def bar(self, time: sa.ColumnElement[int]) -> sa.Label[str]:
+        """The number of the bar that a time is in."""
+        return sa.cast((time - self._grid.begins_at) // self._grid.width, sa.Text).label("bar")
+
+    def count_events(self, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> int:
+        """Add the sums over `counted` rows with their bar; returns how many rows there were."""
+        of = rows.cte("counted")
+        bars = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, sa.func.sum(of.c.total), sa.func.sum(of.c.failed))
+        size = sa.select(sa.literal_column("-1"), sa.literal_column("''"), sa.func.count(), sa.literal_column("0"))
+        parts = [bars.group_by(of.c.bar), *by_field(of, self._fields), size.select_from(of)]
+        *sums, (_, _, number, _) = self._connection.execute(sa.union_all(*parts))
+        self._add(sums)
+        return int(number)
+
+    def count_rollups(self, first: int, last: int, changes_only: bool) -> None:
+        """Add what the roll-ups have of the whole hours in [first, last)."""
+        unit = MINUTE if self._grid.width % HOUR else HOUR
+        bars = self._rollups(unit, first, last, changes_only).where(event_counts.c.field == TOTAL)
+        of = bars.add_columns(self.bar(event_counts.c.begins_at)).subquery()
+        sums = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, sa.func.sum(of.c.total), sa.func.sum(of.c.failed))
+        self._add(self._connection.execute(sums.group_by(of.c.bar)))
+        days = -(-first // DAY) * DAY, last - last % DAY
+        spans = [(HOUR, first, days[0]), (DAY, *days), (HOUR, days[1], last)]
+        if days[0] >= days[1]:
+            spans = [(HOUR, first, last)]
+        for width, begin, end in spans:
+            of = self._rollups(width, begin, end, changes_only).where(event_counts.c.field.in_(self._fields)).subquery()
+            sums = sa.select(of.c.field, of.c.value, sa.func.sum(of.c.total), sa.func.sum(of.c.failed))
+            self._add(self._connection.execute(sums.group_by(of.c.field, of.c.value)))
+
+    def _rollups(self, width: int, begin: int, end: int, changes_only: bool) -> sa.Select[Any]:
+        of = event_counts.c
+        rows = sa.select(of.field, of.value, of.total, of.failed).where(
+            of.organization == self._organization,
+            of.width == width // SECOND,
+            of.begins_at >= begin,
+            of.begins_at < end,
+        )
+        return rows.where(of.changes.is_(True)) if changes_only else rows
+
+    def _add(self, rows: Iterable[Any]) -> None:
+        for field, value, total, failed in rows:
+            sums = self._sums[field, value]
+            sums[0] += int(total)
+            sums[1] += int(failed)
+
+    def bars(self) -> list[Bar]:
+        """All of them, oldest first."""
+        of = self._grid
+        numbers = range(of.size)
+        return [Bar(of.begins_at + number * of.width, *self._sums.get((TOTAL, str(number)), (0, 0))) for number in numbers]
+
+    def facets(self, values_max: int) -> dict[Field, list[Value]]:
+        """The most frequent values of each field."""
+        found: dict[Field, list[Value]] = {field: [] for field in self._fields}
+        for (field, value), (total, failed) in self._sums.items():
+            if field != TOTAL and total:
+                found[Field(field)].append(Value(name_of(Field(field), value), total, failed))
+        return {
+            field: heapq.nsmallest(values_max, values, key=lambda value: (-value.total, value.value))
+            for field, values in found.items()
+        }
+
+
+def name_of(field: Field, value: str) -> str:
+    """The name of a counted value: outcomes and codes are counted by number."""
+    if field == Field.OUTCOME:
+        return Outcome(int(value)).name
+    return Code(int(value)).name if field == Field.CODE else value
+
+
+def summarize(
+    connection: sa.Connection,
+    organization: str,
+    wanted: EventFilter,
+    grid: Grid,
+    fields: Sequence[Field],
+    values_max: int,
+) -> Summary:
+    """The counts of the last words that match, over the times of the grid (those of the filter are not looked at)."""
+    tally = Tally(connection, organization, grid, fields)
+    counted = count_matching if wanted.matches or wanted.words else count_all
+    capped = counted(connection, organization, wanted, grid, tally)
+    bars = tally.bars()
+    total, failed = sum(bar.total for bar in bars), sum(bar.failed for bar in bars)
+    return Summary(total, failed, grid.width, bars, tally.facets(values_max), capped)
+
+
+def count_all(
+    connection: sa.Connection, organization: str, wanted: EventFilter, grid: Grid, tally: Tally
+) -> bool:
+    log = log_of.log(connection, organization)
+    first = -(-grid.since // HOUR) * HOUR
+    # An hour that is not over is whole, too, when no event in it is past the end.
+    last = (grid.until if grid.until <= log.recorded_at else max(log.recorded_at, grid.until) + HOUR) // HOUR * HOUR
+    if first >= last:
+        return count_matching(connection, organization, wanted, grid, tally)
+    tally.count_rollups(first, last, wanted.changes_only)
+    bar = tally.bar(events.c.recorded_at)
+    end = min(log.size, log.counted + COUNT_MAX)
+    ...

@@ -1,0 +1,129 @@
+"""Processes that tests run: started with a log, signalled, waited for within a bound."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    """Ask until `condition()` is true; TimeoutError, naming `what`, when that takes longer than `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.02)
+
+
+def children(parent: int) -> list[int]:
+    """Process ids of the direct children of `parent`."""
+    found = []
+    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # pid (name) state ppid …; the name may hold anything, parentheses too
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # ended meanwhile
+        if int(fields[1]) == parent:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def kill_those_with(variable: str, value: str) -> None:
+    """SIGKILL to each process that was started with this environment variable, and to what it started."""
+    wanted = f"{variable}={value}".encode()
+    for environment in pathlib.Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or not ours to see
+            if wanted in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+class Process:
+    """One program in a process group of its own. What it writes goes to `log`."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | pathlib.Path],
+        log: pathlib.Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+        """As `wait_until`, but RuntimeError with the log's end as soon as the process has ended."""
+
+        def check() -> object:
+            done = condition()
+            if not done and not self.is_running:
+                raise RuntimeError(f"{self.name} ended with {self._process.returncode}:\n{self.tail()}")
+            return done
+
+        try:
+            wait_until(check, what, seconds)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.tail()}") from None
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait(20)
+
+    def terminate(self, seconds: float = 20.0) -> int:
+        """SIGTERM; its exit code. One that does not end in time is killed, and TimeoutError raised."""
+        if self.is_running:
+            self.resume()
+            self._process.terminate()
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise TimeoutError(f"{self.name} did not end within {seconds:g} s of SIGTERM:\n{self.tail()}") from None
+
+    def tail(self, lines: int = 60) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,81 @@
+"""What evidence decides, verb by verb."""
+
+import uuid
+
+import pytest
+
+from lading.v1 import commands_pb2 as c
+from lading.v1.agent_link_pb2 import Envelope
+from lading.v1.commands_pb2 import Verb
+from lading.v1.containers_pb2 import Container
+from lading_agent.evidence import weigh
+from lading_agent.runtimes import COMMAND_LABEL
+
+COMMAND = str(uuid.uuid4())
+
+
+def container(
+    state: str = "exited", *, id: str = "a", started: int = 0, finished: int = 0, made_by: str = ""
+) -> Container:
+    found = Container(name="web", id=id, state=state, labels={COMMAND_LABEL: made_by} if made_by else {})
+    if started:
+        found.started_at.FromSeconds(started)
+    if finished:
+        found.finished_at.FromSeconds(finished)
+    return found
+
+
+STOPPED = container("exited", started=1, finished=2)
+RUNNING = container("running", started=1)
+PAUSED = container("paused", started=1)
+OTHER = container("running", id="b", started=9)
+
+
+@pytest.mark.parametrize(
+    ("verb", "before", "now", "actions", "state", "code"),
+    [
+        ("CREATE", None, container(made_by=COMMAND), "", "SUCCEEDED", "OK"),
+        ("CREATE", None, container(made_by="another"), "", "FAILED", "ALREADY_EXISTS"),
+        ("CREATE", None, None, "", "UNKNOWN", "UNKNOWN"),
+        ("START", STOPPED, container("running", started=3, finished=2), "", "SUCCEEDED", "OK"),
+        ("START", STOPPED, container("exited", started=3, finished=4), "", "SUCCEEDED", "OK"),
+        ("START", STOPPED, STOPPED, "", "FAILED", "ABORTED"),
+        ("START", STOPPED, None, "", "UNKNOWN", "UNKNOWN"),
+        ("START", STOPPED, None, "start destroy", "SUCCEEDED", "OK"),
+        ("START", STOPPED, OTHER, "", "UNKNOWN", "UNKNOWN"),
+        ("RESTART", RUNNING, container("running", started=3, finished=2), "", "SUCCEEDED", "OK"),
+        ("RESTART", RUNNING, container("exited", started=1, finished=2), "", "FAILED", "ABORTED"),
+        ("RESTART", RUNNING, RUNNING, "", "FAILED", "ABORTED"),
+        ("STOP", RUNNING, STOPPED, "", "SUCCEEDED", "OK"),
+        ("STOP", RUNNING, container("running", started=3, finished=2), "", "SUCCEEDED", "OK"),
+        ("STOP", RUNNING, RUNNING, "", "FAILED", "ABORTED"),
+        ("STOP", STOPPED, STOPPED, "", "FAILED", "FAILED_PRECONDITION"),
+        ("STOP", RUNNING, None, "die destroy", "SUCCEEDED", "OK"),
+        ("KILL", RUNNING, STOPPED, "", "SUCCEEDED", "OK"),
+        ("KILL", RUNNING, RUNNING, "kill", "SUCCEEDED", "OK"),
+        ("KILL", RUNNING, RUNNING, "", "FAILED", "ABORTED"),
+        ("PAUSE", RUNNING, PAUSED, "", "SUCCEEDED", "OK"),
+        ("PAUSE", RUNNING, RUNNING, "", "FAILED", "ABORTED"),
+        ("PAUSE", PAUSED, PAUSED, "", "FAILED", "FAILED_PRECONDITION"),
+        ("UNPAUSE", PAUSED, RUNNING, "", "SUCCEEDED", "OK"),
+        ("UNPAUSE", PAUSED, PAUSED, "", "FAILED", "ABORTED"),
+        ("REMOVE", STOPPED, None, "destroy", "SUCCEEDED", "OK"),
+        ("REMOVE", STOPPED, None, "", "UNKNOWN", "UNKNOWN"),
+        ("REMOVE", STOPPED, STOPPED, "", "FAILED", "ABORTED"),
+        ("REMOVE", STOPPED, OTHER, "destroy", "SUCCEEDED", "OK"),
+        ("PULL", None, None, "", "UNKNOWN", "UNKNOWN"),
+    ],
+)
+def test_evidence_decides(
+    verb: str, before: Container | None, now: Container | None, actions: str, state: str, code: str
+) -> None:
+    envelope = Envelope(command=COMMAND, container="web", verb=Verb.Value(f"VERB_{verb}"))
+    verdict = weigh(envelope, before, now, frozenset(actions.split()))
+    assert (c.CommandState.Name(verdict.state), verdict.code.name) == (f"COMMAND_STATE_{state}", code)
+    assert verdict.words
+
+
+def test_a_signal_that_need_not_end_a_process_leaves_no_trace() -> None:
+    envelope = Envelope(command=COMMAND, container="web", verb=c.VERB_KILL)
+    envelope.arguments.signal = "SIGHUP"
+    assert weigh(envelope, RUNNING, RUNNING, frozenset()).state == c.COMMAND_STATE_UNKNOWN

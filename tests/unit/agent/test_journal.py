@@ -1,0 +1,176 @@
+import asyncio
+import pathlib
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from lading.v1.agent_link_pb2 import Envelope, Result
+from lading.v1.commands_pb2 import COMMAND_STATE_FAILED, COMMAND_STATE_SUCCEEDED, VERB_START
+from lading.v1.containers_pb2 import Container
+from lading_agent.errors import JournalError
+from lading_agent.journal import KEEP_US, Journal
+
+
+@asynccontextmanager
+async def open_journal(folder: pathlib.Path) -> AsyncIterator[Journal]:
+    journal = Journal(folder)
+    await journal.open()
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+def start(container: str = "web") -> Envelope:
+    return Envelope(command=str(uuid.uuid4()), agent="a", container=container, verb=VERB_START)
+
+
+def succeeded(envelope: Envelope) -> Result:
+    return Result(command=envelope.command, state=COMMAND_STATE_SUCCEEDED, evidence="executed")
+
+
+async def test_every_stage_survives_a_new_start(tmp_path: pathlib.Path) -> None:
+    received, executing, ended = start("one"), start("two"), start("three")
+    async with open_journal(tmp_path) as journal:
+        identity = journal.id
+        for envelope in (received, executing, ended):
+            assert await journal.receive(envelope) is None
+        await journal.begin(executing.command, Container(id="x", state="exited"))
+        await journal.begin(ended.command, None)
+        await journal.end(succeeded(ended))
+    async with open_journal(tmp_path) as journal:
+        assert journal.id == identity
+        assert [(entry.envelope, entry.stage) for entry in await journal.unfinished()] == [
+            (received, "received"),
+            (executing, "executing"),
+        ]
+        found = await journal.find(executing.command)
+        assert found is not None
+        assert found.before == Container(id="x", state="exited")
+        held = {each.command: each for each in await journal.held()}
+        assert held[ended.command].result == succeeded(ended)
+        assert not held[received.command].HasField("result")
+
+
+async def test_a_duplicate_changes_nothing_and_tells_what_is_known(tmp_path: pathlib.Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        envelope = start()
+        await journal.receive(envelope)
+        await journal.end(succeeded(envelope))
+        other = Envelope()
+        other.CopyFrom(envelope)
+        other.container = "another"
+        known = await journal.receive(other)
+        assert known is not None
+        assert known.envelope == envelope
+        assert known.result == succeeded(envelope)
+
+
+async def test_the_first_end_stays(tmp_path: pathlib.Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        envelope = start()
+        await journal.receive(envelope)
+        await journal.end(succeeded(envelope))
+        await journal.end(Result(command=envelope.command, state=COMMAND_STATE_FAILED))
+        (held,) = await journal.held()
+        assert held.result.state == COMMAND_STATE_SUCCEEDED
+
+
+async def test_a_receipt_takes_it_out_of_hello_but_not_out_of_memory(tmp_path: pathlib.Path) -> None:
+    envelope = start()
+    async with open_journal(tmp_path) as journal:
+        await journal.receive(envelope)
+        await journal.end(succeeded(envelope))
+        journal.receipt(envelope.command)
+        assert await journal.depth() == 0
+        assert await journal.held() == []
+    async with open_journal(tmp_path) as journal:
+        assert await journal.held() == []
+        known = await journal.receive(envelope)
+        assert known is not None
+        assert known.result == succeeded(envelope)
+
+
+async def test_a_receipt_is_kept_when_the_journal_closes(tmp_path: pathlib.Path) -> None:
+    envelope = start()
+    async with open_journal(tmp_path) as journal:
+        await journal.receive(envelope)
+        await journal.end(succeeded(envelope))
+        journal.receipt(envelope.command)
+    async with open_journal(tmp_path) as journal:
+        assert await journal.held() == []
+
+
+async def test_purge_forgets_only_what_got_its_receipt_seven_days_ago(tmp_path: pathlib.Path) -> None:
+    old, fresh, held = start(), start(), start()
+    async with open_journal(tmp_path) as journal:
+        for envelope in (old, fresh, held):
+            await journal.receive(envelope)
+            await journal.end(succeeded(envelope))
+        journal.receipt(old.command)
+        journal.receipt(fresh.command)
+        await journal.depth()
+        with sqlite3.connect(tmp_path / "journal.db") as beside:
+            beside.execute("UPDATE commands SET receipted_at = receipted_at - ? WHERE id = ?", (KEEP_US, old.command))
+        beside.close()
+        await asyncio.to_thread(lambda: None)
+        await journal.purge()
+        assert await journal.find(old.command) is None
+        assert await journal.find(fresh.command) is not None
+        assert await journal.find(held.command) is not None
+
+
+async def test_the_highest_epoch_survives(tmp_path: pathlib.Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        await journal.raise_epoch(7)
+        await journal.raise_epoch(5)
+        assert journal.epoch == 7
+    async with open_journal(tmp_path) as journal:
+        assert journal.epoch == 7
+
+
+async def test_two_agents_cannot_share_a_folder(tmp_path: pathlib.Path) -> None:
+    async with open_journal(tmp_path):
+        other = Journal(tmp_path)
+        with pytest.raises(JournalError, match="another agent"):
+            await other.open()
+        await other.close()
+
+
+async def test_a_journal_of_a_newer_agent_is_refused(tmp_path: pathlib.Path) -> None:
+    async with open_journal(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "journal.db") as beside:
+        beside.execute("PRAGMA user_version = 99")
+    beside.close()
+    journal = Journal(tmp_path)
+    with pytest.raises(JournalError, match="update the agent"):
+        await journal.open()
+    await journal.close()
+
+
+async def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: pathlib.Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        kept = start()
+        await journal.receive(kept)
+        journal.receipt(kept.command)
+        connection = journal._connection
+        assert connection is not None
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        large = start("x" * 200_000)
+        with pytest.raises(JournalError, match="full"):
+            await journal.receive(large)
+        connection.execute("PRAGMA max_page_count = 1000000")
+        assert await journal.find(large.command) is None
+        assert await journal.depth() == 0
+
+
+async def test_the_journal_is_synced_at_each_commit(tmp_path: pathlib.Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        assert journal._connection is not None
+        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert journal._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

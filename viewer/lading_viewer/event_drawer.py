@@ -1,0 +1,208 @@
+"""All that is known of one event, over the page it was opened from."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import ListValue, Struct
+
+from lading.v1 import audit_log_pb2
+from lading.v1.audit_log_pb2 import Event, Stage
+from lading_client import query
+from lading_client.errors import InvalidArgument, LadingError, NotFound
+from lading_viewer import components, words
+from lading_viewer.moments import Clock, moment
+from lading_viewer.reading import Reader
+from lading_viewer.view import View
+
+STAGES = {
+    audit_log_pb2.STAGE_RECEIVED: "recorded",
+    audit_log_pb2.STAGE_STARTED: "begun",
+    audit_log_pb2.STAGE_COMPLETED: "ended",
+    audit_log_pb2.STAGE_ABANDONED: "given up",
+}
+HIDDEN = "changed (hidden)"
+REDACTED = ("[REDACTED]", "(redacted)", "REDACTED")
+
+
+def show(reader: Reader, view: View, listed: Sequence[Event]) -> None:
+    """Open the drawer for the event that the URL names. `listed` are those of the table below it."""
+
+    def close() -> None:
+        st.query_params.pop("event", None)
+
+    @st.dialog("Event", position="right", width="medium", on_dismiss=close)
+    def drawer() -> None:
+        if st.session_state.pop("drawer_left", False):
+            st.rerun()
+        try:
+            event = reader.event(view.event)
+            related = reader.same_operation(event)
+        except (NotFound, InvalidArgument):
+            st.text("There is no such event in your organization.")
+            return
+        except LadingError as failure:
+            st.text(f"This event could not be read: {failure}")
+            return
+        found = data(event, related, view.clock, view.link(event=event.id)) | neighbours(event.id, listed)
+        components.event(found, "event_drawer", on_act=lambda: _act(view))
+
+    drawer()
+
+
+def _act(view: View) -> None:
+    state = st.session_state
+    state["drawer_left"] = True
+    match state["event_drawer"].act:
+        case {"open": str(event_id)}:
+            st.query_params["event"] = event_id
+        case {"find": {"field": str(field), "value": str(value)}}:
+            state["q"] = str(query.Term(field, (value,)))
+            for name in ("event", "cur"):
+                st.query_params.pop(name, None)
+
+
+def neighbours(event_id: str, listed: Sequence[Event]) -> dict[str, str | None]:
+    """The events above and below in the table."""
+    ids = [event.id for event in listed]
+    if event_id not in ids:
+        return {"newer": None, "older": None}
+    at = ids.index(event_id)
+    return {"newer": ids[at - 1] if at else None, "older": ids[at + 1] if at + 1 < len(ids) else None}
+
+
+def data(event: Event, related: Sequence[Event], clock: Clock, link: str) -> dict[str, Any]:
+    """For `components.event`. `related` are the events of the same operation, oldest first."""
+    look, status, code = words.action(event.action), words.status(event.outcome), words.code(event.code)
+    return {
+        "chips": [look.as_data(), status.as_data()],
+        "sentence": _sentence(event),
+        "error": {"code": code, "text": event.error, "advice": words.ADVICE.get(code, "")} if _failed(event) else None,
+        "fields": [field for field in _fields(event, clock) if field["value"]],
+        "change": _change(event.diff) if event.HasField("diff") else None,
+        "timeline": _timeline(event, related, clock),
+        "request": _json(event.request),
+        "details": _json(event.details),
+        "record": json.dumps(MessageToDict(event, preserving_proto_field_name=True), indent=2, ensure_ascii=False),
+        "link": link,
+    }
+
+
+def _failed(event: Event) -> bool:
+    return bool(event.error or event.code)
+
+
+def _json(value: Struct) -> str:
+    return json.dumps(MessageToDict(value), indent=2, ensure_ascii=False, sort_keys=True) if value.fields else ""
+
+
+def _sentence(event: Event) -> list[dict[str, Any]]:
+    """`ana@acme.example asked to STOP dock-1/web; done after 1.41 s.`"""
+    target, ending = words.target(event), words.ENDINGS.get(event.outcome, "")
+    if ending and event.HasField("duration"):
+        ending += f" after {words.duration(event.duration.ToTimedelta().total_seconds())}"
+    parts: list[tuple[str, bool]] = [(words.user(event.actor), True)]
+    if event.actor.on_behalf_of:
+        parts += [(" for ", False), (event.actor.on_behalf_of, True)]
+    parts += [(f" asked to {words.action(event.action).word} ", False), (target, True)]
+    parts += [(f"; {ending}." if ending else ".", False)]
+    if event.count > 1:
+        parts += [(f" This stands for {words.count(event.count)} calls.", False)]
+    return [{"text": text, "strong": strong} for text, strong in parts if text]
+
+
+def _fields(event: Event, clock: Clock) -> list[dict[str, Any]]:
+    time, happened = moment(event.recorded_at), moment(event.occurred_at)
+    full = clock.full(time)
+    actor = event.actor
+    both = f"{full}  ({clock.other(time)})" if clock.other(time) else full
+    took = words.duration(event.duration.ToTimedelta().total_seconds()) if event.HasField("duration") else ""
+    signed_in = " ".join(part for part in (actor.auth_method, actor.credential) if part)
+    messages = f"{event.messages_in} in, {event.messages_out} out" if event.messages_in or event.messages_out else ""
+    return [
+        _field("Timestamp", both, copy=True),
+        # A service may tell of what happened long before.
+        _field("Happened at", clock.full(happened) if abs((time - happened).total_seconds()) >= 1 else ""),
+        _field("Took", took),
+        _field("User", words.user(actor), find=("user", actor.id)),
+        _field("User id", actor.id if actor.id != words.user(actor) else "", copy=True),
+        _field("Signed in with", signed_in),
+        _field("On behalf of", f"{actor.on_behalf_of} (not verified)" if actor.on_behalf_of else ""),
+        _field("Reason", event.reason or "none given", quiet=not event.reason),
+        *(
+            _field(target.type.capitalize(), target.id, copy=True, find=("target", target.id))
+            for target in event.targets
+        ),
+        _field("Agent", event.agent, find=("agent", event.agent)),
+        _field("Organization", event.organization),
+        _field("Source", event.user_agent, find=("source", event.user_agent)),
+        _field("From", event.peer, find=("ip", event.peer)),
+        _field("Claimed address", f"{event.claimed_address} (not verified)" if event.claimed_address else ""),
+        _field("Method", event.method),
+        _field("Messages", messages),
+        _field("Agent time", clock.full(moment(event.agent_time)) if event.HasField("agent_time") else ""),
+        _field("Operation id", event.operation, copy=True, find=("cmd", event.operation)),
+        _field("Caused by", event.parent, copy=True, find=("cmd", event.parent)),
+        _field("Correlation id", event.request_id, copy=True, find=("corr", event.request_id)),
+        _field("Trace id", event.trace_id, copy=True, find=("corr", event.trace_id)),
+        _field("Event id", event.id, copy=True),
+        _field("Number in the log", f"#{event.index}"),
+    ]
+
+
+def _field(
+    name: str, value: str, *, copy: bool = False, find: tuple[str, str] | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    where = {"field": find[0], "value": find[1]} if find and find[1] else None
+    return {"name": name, "value": value, "copy": copy, "find": where, "quiet": quiet}
+
+
+def _change(diff: ListValue) -> list[dict[str, str]]:
+    """Rows of a JSON Patch (RFC 6902) with `was`; those that change nothing are left out."""
+    rows = []
+    for step in diff.values:
+        patch = MessageToDict(step.struct_value)
+        before = _value(patch["was"]) if "was" in patch else "(none)"
+        after = "(none)" if patch.get("op") == "remove" else _value(patch.get("value"))
+        if before != after or after == HIDDEN:
+            rows.append({"field": _path(str(patch.get("path", ""))), "before": before, "after": after})
+    return rows
+
+
+def _path(pointer: str) -> str:
+    """`/spec/env/A~1B` is spec.env.A/B"""
+    return ".".join(part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]) or "(all)"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return HIDDEN if value in REDACTED else value
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def _timeline(event: Event, related: Sequence[Event], clock: Clock) -> list[dict[str, Any]]:
+    """Steps of the same operation with the gaps between them, by the server's clock."""
+    steps: list[dict[str, Any]] = []
+    before = None
+    for each in related:
+        time = moment(each.recorded_at)
+        look = words.status(each.outcome)
+        stage = STAGES.get(each.stage, Stage.Name(each.stage) if each.stage in Stage.values() else str(each.stage))
+        note = (
+            "" if each.outcome == audit_log_pb2.OUTCOME_UNSPECIFIED else f"{look.word} {words.code(each.code)}".strip()
+        )
+        steps.append(
+            {
+                "id": each.id,
+                "time": clock.time(time),
+                "gap": "" if before is None else f"+{(time - before).total_seconds() * 1000:.0f} ms",
+                "word": f"{words.action(each.action).word} {stage}",
+                "tone": look.tone,
+                "note": note,
+                "here": each.id == event.id,
+            }
+        )
+        before = time
+    return steps

@@ -1,0 +1,93 @@
+"""What a page reads from the server, with the token of the person who looks at it."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import streamlit as st
+
+from lading.v1 import audit_log_pb2
+from lading.v1.access_pb2 import WhoAmIRequest, WhoAmIResponse
+from lading.v1.audit_log_pb2 import (
+    Event,
+    EventFilter,
+    GetEventRequest,
+    ListEventsRequest,
+    ListEventsResponse,
+    Match,
+    SummarizeEventsRequest,
+    SummarizeEventsResponse,
+)
+from lading_client import requests
+from lading_client.errors import Unavailable
+from lading_viewer import connection, histogram
+from lading_viewer.facets import KINDS
+from lading_viewer.view import View
+
+PAGE_SIZE = 50
+SAME_OPERATION_MAX = 50
+SUMMARY_S = 15  # what was counted this long ago is shown again
+WHO_S = 300
+FACET_VALUES_MAX = 12
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads for one person. Every failure is a LadingError."""
+
+    token: str
+
+    def page(self, view: View) -> ListEventsResponse:
+        """The events of a view, newest first."""
+        request = ListEventsRequest(filter=view.filter(), page_size=PAGE_SIZE, page_token=view.cursor)
+        try:
+            return connection.clients().of(self.token).audit.ListEvents(request)
+        except Unavailable:
+            connection.clients().forget(self.token)
+            raise
+
+    def newer_than(self, view: View, moment: datetime) -> int:
+        """How many events were recorded after a moment; at most a page is counted."""
+        found = view.filter()
+        found.since.CopyFrom(requests.timestamp(moment + timedelta(microseconds=1)))
+        request = ListEventsRequest(filter=found, page_size=PAGE_SIZE)
+        return len(connection.clients().of(self.token).audit.ListEvents(request).events)
+
+    def any_change(self) -> bool:
+        """Whether anything was ever done here."""
+        request = ListEventsRequest(filter=EventFilter(changes_only=True), page_size=1)
+        return bool(connection.clients().of(self.token).audit.ListEvents(request).events)
+
+    def summary(self, view: View) -> SummarizeEventsResponse:
+        """Counts of a view, up to SUMMARY_S old."""
+        request = SummarizeEventsRequest(
+            filter=view.at_step(SUMMARY_S).filter(),
+            buckets=histogram.BARS,
+            facets=[kind.proto for kind in KINDS],
+            values_max=FACET_VALUES_MAX,
+        )
+        return SummarizeEventsResponse.FromString(_summary(self.token, request.SerializeToString(deterministic=True)))
+
+    def who(self) -> WhoAmIResponse:
+        """Who the server takes this person for, up to WHO_S old."""
+        return WhoAmIResponse.FromString(_who(self.token))
+
+    def event(self, event_id: str) -> Event:
+        """NotFound when there is none in the person's organization."""
+        return connection.clients().of(self.token).audit.GetEvent(GetEventRequest(id=event_id))
+
+    def same_operation(self, event: Event) -> list[Event]:
+        """All stages of an operation, of what it caused and of what caused it, oldest first."""
+        match = Match(field=audit_log_pb2.FIELD_OPERATION, values=[event.parent or event.operation])
+        request = ListEventsRequest(filter=EventFilter(matches=[match]), page_size=SAME_OPERATION_MAX)
+        return sorted(connection.clients().of(self.token).audit.ListEvents(request).events, key=lambda each: each.index)
+
+
+@st.cache_data(ttl=SUMMARY_S, max_entries=256, show_spinner=False)
+def _summary(token: str, request: bytes) -> bytes:
+    client = connection.clients().of(token)
+    return client.audit.SummarizeEvents(SummarizeEventsRequest.FromString(request)).SerializeToString()
+
+
+@st.cache_data(ttl=WHO_S, max_entries=1024, show_spinner=False)
+def _who(token: str) -> bytes:
+    return connection.clients().of(token).access.WhoAmI(WhoAmIRequest()).SerializeToString()

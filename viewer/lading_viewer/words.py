@@ -1,0 +1,151 @@
+"""What is shown for actions, outcomes, actors and codes: a word, an icon, a colour. Never a colour alone.
+
+Tones are the colours of `.streamlit/config.toml` (ok green, bad red, denied violet, info blue, pending grey); fills are
+solid, outline and plain.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from google.rpc.code_pb2 import Code
+
+from lading.v1.audit_log_pb2 import (
+    ACTOR_TYPE_AGENT,
+    ACTOR_TYPE_ANONYMOUS,
+    ACTOR_TYPE_SERVICE,
+    OUTCOME_CANCELLED,
+    OUTCOME_DEADLINE,
+    OUTCOME_DENIED,
+    OUTCOME_FAILURE,
+    OUTCOME_SUCCESS,
+    OUTCOME_UNKNOWN,
+    OUTCOME_UNSPECIFIED,
+    Actor,
+    Event,
+    Outcome,
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one value is drawn. `icon` is a name in chip.js."""
+
+    word: str
+    icon: str = ""
+    tone: str = "pending"
+    fill: str = "plain"
+    title: str = ""
+
+    def as_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+VERBS = {
+    "container.start": Look("START", "play", "ok", "solid"),
+    "container.stop": Look("STOP", "stop", "bad", "solid"),
+    "container.kill": Look("KILL", "cross", "bad", "solid"),
+    "container.remove": Look("REMOVE", "minus", "bad", "outline"),
+    "container.restart": Look("RESTART", "loop", "info", "outline"),
+    "container.create": Look("CREATE", "plus", "info", "outline"),
+    "container.pause": Look("PAUSE", "pause", "denied", "outline"),
+    "container.unpause": Look("UNPAUSE", "play", "denied", "outline"),
+}
+# The nouns that go without saying: a person who reads STOP or PULL thinks of these.
+SILENT_NOUNS = ("container", "image")
+
+STATUSES = {
+    OUTCOME_UNSPECIFIED: Look("PENDING", "dots", "pending", "plain", "It has not ended."),
+    OUTCOME_SUCCESS: Look("SUCCESS", "check", "ok", "plain", "Done."),
+    OUTCOME_FAILURE: Look("FAILURE", "cross", "bad", "solid", "It failed."),
+    OUTCOME_DENIED: Look("DENIED", "barred", "denied", "outline", "Refused: not signed in or not permitted."),
+    OUTCOME_CANCELLED: Look("CANCELLED", "gone", "pending", "outline", "The caller gave up."),
+    OUTCOME_DEADLINE: Look("DEADLINE", "clock", "bad", "outline", "The deadline passed."),
+    OUTCOME_UNKNOWN: Look("UNKNOWN", "question", "pending", "outline", "What happened is not known (yet)."),
+}
+
+ADVICE = {
+    "UNAUTHENTICATED": "Sign in again, or make a new token with `lading token create`.",
+    "PERMISSION_DENIED": "An administrator can give the role: `lading role assign`.",
+    "NOT_FOUND": "Check the name: `lading ps -a` lists what there is.",
+    "FAILED_PRECONDITION": "It is not in the state that this needs: `lading ps -a` shows the state.",
+    "UNAVAILABLE": "The agent or its engine could not be reached: `lading agents ls` shows who is connected.",
+    "DEADLINE_EXCEEDED": "The command may still finish: `lading commands wait` waits for its end.",
+    "RESOURCE_EXHAUSTED": "A limit is reached. Try again later, or with fewer calls at once.",
+    "INVALID_ARGUMENT": "The request is malformed; the text says where.",
+    "ALREADY_EXISTS": "There is one already: `lading ps -a` lists what there is.",
+}
+
+ENDINGS = {
+    OUTCOME_UNSPECIFIED: "no result yet",
+    OUTCOME_SUCCESS: "done",
+    OUTCOME_FAILURE: "it failed",
+    OUTCOME_DENIED: "refused",
+    OUTCOME_CANCELLED: "the caller gave up",
+    OUTCOME_DEADLINE: "the deadline passed",
+    OUTCOME_UNKNOWN: "what happened is not known",
+}
+
+
+def action(name: str) -> Look:
+    """`container.start` is START; `rbac.role.assign` is ROLE ASSIGN; `task.update` is TASK UPDATE."""
+    if name in VERBS:
+        look = VERBS[name]
+        return Look(look.word, look.icon, look.tone, look.fill, name)
+    noun, _, verb = name.rpartition(".")
+    noun = noun.rpartition(".")[2]
+    word = verb if noun in SILENT_NOUNS else f"{noun} {verb}".strip()
+    return Look(word.upper() or "—", title=name)
+
+
+def status(outcome: int) -> Look:
+    """Of a lading.v1.Outcome; one that this viewer does not know is shown as its number."""
+    return STATUSES.get(Outcome.ValueType(outcome), Look(str(outcome)))
+
+
+def status_named(name: str) -> Look:
+    """Of `SUCCESS`, `PENDING`, …"""
+    return next((look for look in STATUSES.values() if look.word == name), Look(name))
+
+
+def code(number: int) -> str:
+    """Name of a gRPC code; empty for OK."""
+    if not number:
+        return ""
+    return Code.Name(Code.ValueType(number)) if number in Code.values() else str(number)
+
+
+def user(actor: Actor) -> str:
+    """E-mail, else name, else id."""
+    if actor.type == ACTOR_TYPE_ANONYMOUS:
+        return "not signed in"
+    return actor.email or actor.name or actor.id
+
+
+def user_data(actor: Actor) -> dict[str, Any]:
+    """The cell of the table."""
+    signs = {ACTOR_TYPE_SERVICE: ("key", "API key"), ACTOR_TYPE_AGENT: ("agent", "Agent")}
+    icon, kind = signs.get(actor.type, ("", ""))
+    behalf = f", for {actor.on_behalf_of} (not verified)" if actor.on_behalf_of else ""
+    title = f"{kind}: {user(actor)}{behalf}" if kind else f"{user(actor)}{behalf}"
+    return {"text": user(actor), "icon": icon, "title": title, "quiet": actor.type == ACTOR_TYPE_ANONYMOUS}
+
+
+def target(event: Event) -> str:
+    """The first target, as the lists show it."""
+    return event.targets[0].id if event.targets else ""
+
+
+def duration(seconds: float) -> str:
+    """`340 µs`, `12 ms`, `1.41 s`, `2 min 5 s`."""
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def count(number: int) -> str:
+    """With narrow spaces between thousands."""
+    return f"{number:,}".replace(",", "\u202f")
