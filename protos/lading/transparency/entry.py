@@ -9,10 +9,9 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 from typing import Any
 
-from lading.transparency.jcs import canonical
+from lading.transparency.jcs import canonical, parse
 
 ENTRY_BYTES_MAX = 65_535
 SALT_BYTES = 16
@@ -28,7 +27,7 @@ def parse_entry(raw: bytes) -> dict[str, Any]:
     if len(raw) > ENTRY_BYTES_MAX:
         raise InvalidEntry(f"the entry has {len(raw)} bytes, allowed are {ENTRY_BYTES_MAX}")
     try:
-        entry = json.loads(raw)
+        entry = parse(raw)
         same = canonical(entry) == raw
     except (ValueError, RecursionError) as failure:
         raise InvalidEntry("the entry is not JSON") from failure

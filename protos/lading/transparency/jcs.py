@@ -12,7 +12,8 @@ INTEGER_MAX = 2**53 - 1
 def canonical(value: Any) -> bytes:
     """The canonical form, UTF-8, of None, bool, int, float, str, list, tuple and dict with str keys.
 
-    Raises ValueError for what JSON cannot say: NaN, infinities, integers that are no double, lone surrogates, other types.
+    Raises ValueError for what JSON cannot say: NaN, infinities, integers beyond 2^53 - 1, lone surrogates, other
+    types.
     """
     parts: list[str] = []
     _write(value, parts.append)
@@ -20,6 +21,15 @@ def canonical(value: Any) -> bytes:
         return "".join(parts).encode()
     except UnicodeEncodeError:
         raise ValueError("a string holds a lone surrogate") from None
+
+
+def parse(raw: bytes) -> Any:
+    """Read JSON; an integer beyond 2^53 - 1 becomes the double it stands for. Raises ValueError, RecursionError."""
+    return json.loads(raw, parse_int=_integer)
+
+
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) < 16 else float(text) if abs(float(text)) > INTEGER_MAX else int(text)
 
 
 def _write(value: Any, out: Any) -> None:
@@ -32,7 +42,9 @@ def _write(value: Any, out: Any) -> None:
     elif value is False:
         out("false")
     elif isinstance(value, int):
-        out(str(int(value)) if abs(value) <= INTEGER_MAX else _number(_exact(value)))
+        if abs(value) > INTEGER_MAX:
+            raise ValueError(f"{value} is beyond 2^53 - 1")
+        out(str(int(value)))
     elif isinstance(value, float):
         out(_number(value))
     elif isinstance(value, dict):
@@ -60,12 +72,6 @@ def _utf16(key: str) -> bytes:
     if not isinstance(key, str):
         raise ValueError("a key is not a string")
     return key.encode("utf-16-be", "surrogatepass")
-
-
-def _exact(value: int) -> float:
-    if abs(value) >= 2**1024 or int(float(value)) != value:
-        raise ValueError(f"{value} is not exact as a double")
-    return float(value)
 
 
 def _number(value: float) -> str:

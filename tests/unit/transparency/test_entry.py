@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lading.transparency import entry
-from lading.transparency.jcs import canonical
+from lading.transparency.jcs import canonical, parse
 
 # RFC 8785, appendix B: IEEE 754 bits and how ECMAScript writes them.
 NUMBERS = {
@@ -59,7 +59,7 @@ def test_keys_are_sorted_by_utf_16_as_in_the_rfc() -> None:
     assert list(json.loads(found)) == ["\r", "1", "\x80", "\u00f6", "\u20ac", "\U0001f600", "\ufb33"]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 2**53 + 1, {1: 2}, "\ud800", {"\ud800": 1}, b"", {1, 2}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2**53, {1: 2}, "\ud800", {"\ud800": 1}, b"", {1, 2}])
 def test_what_json_cannot_say_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         canonical(value)
@@ -68,8 +68,8 @@ def test_what_json_cannot_say_is_refused(value: object) -> None:
 @given(JSON)
 def test_the_canonical_form_reads_back_and_is_its_own(value: object) -> None:
     raw = canonical(value)
-    assert json.loads(raw) == value
-    assert canonical(json.loads(raw)) == raw
+    assert parse(raw) == value
+    assert canonical(parse(raw)) == raw
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON), st.binary(min_size=16, max_size=16))
