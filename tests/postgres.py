@@ -9,11 +9,10 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 
-from tests.process import children, free_port, is_alive, wait_until
+from tests.process import children, free_port, state, wait_until
 
 START_SECONDS = 30
 
@@ -36,16 +35,17 @@ class Cluster:
         self._data = folder / "data"
         self._numbers = itertools.count(1)
         self._server: subprocess.Popen[bytes] | None = None
-        # PostgreSQL refuses to run as root.
-        self._as_user: dict[str, Any] = {}
+        # PostgreSQL refuses to run as root. (Not by Popen's `user`: that would fork, which a process with gRPC in it
+        # does not always survive.)
+        self._as_user: list[str] = []
         if os.geteuid() == 0:
-            self._as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
             shutil.chown(folder, "postgres", "postgres")
 
     def create(self) -> None:
         arguments = ["--username=lading", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        command = [str(self._bin / "initdb"), "-D", str(self._data), *arguments]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, **self._as_user)
+        command = [*self._as_user, str(self._bin / "initdb"), "-D", str(self._data), *arguments]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"initdb failed: {done.stderr}")
 
@@ -60,13 +60,8 @@ class Cluster:
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with open(self.folder / "log", "ab") as log:
-            self._server = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, *options],
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                **self._as_user,
-            )
+            command = [*self._as_user, str(self._bin / "postgres"), "-D", str(self._data), *options]
+            self._server = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         wait_until(self._answers, "PostgreSQL answers", START_SECONDS)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -83,7 +78,7 @@ class Cluster:
             pids = self._signal_all(signal.SIGKILL)
             self._server.wait(START_SECONDS)
             self._server = None
-            wait_until(lambda: not any(is_alive(pid) for pid in pids), "PostgreSQL's processes are gone")
+            wait_until(lambda: all(state(pid) in "ZX" for pid in pids), "PostgreSQL's processes are gone")
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open, and nothing answers."""
@@ -106,8 +101,11 @@ class Cluster:
         if self._server is None:
             return []
         # The server first, so that it starts no more processes meanwhile.
-        self._server.send_signal(signal.SIGSTOP if number is signal.SIGKILL else number)
-        pids = [*children(self._server.pid), self._server.pid]
+        server = self._server.pid
+        if number is not signal.SIGCONT:
+            os.kill(server, signal.SIGSTOP)
+            wait_until(lambda: state(server) == "T", "PostgreSQL is stopped")
+        pids = [*children(server), server]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -115,7 +113,8 @@ class Cluster:
 
     def _answers(self) -> bool:
         if self._server is None or self._server.poll() is not None:
-            raise RuntimeError(f"PostgreSQL ended: {(self.folder / 'log').read_text()}")
+            code = self._server and self._server.returncode
+            raise RuntimeError(f"PostgreSQL ended with {code}:\n{(self.folder / 'log').read_text()[-4000:]}")
         try:
             psycopg.connect(self.url("postgres"), connect_timeout=2).close()
         except psycopg.OperationalError:

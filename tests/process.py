@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -11,11 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nothing listens on now.
+
+    Not one of those that the kernel hands out: while a server is down, a client that tries again and again would in the
+    end be given its port, and the server could not come back.
+    """
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port among 100 of 10,000 to 30,000")
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
@@ -50,12 +56,12 @@ def kill_those_with(variable: str, value: str) -> None:
                 os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
+def state(pid: int) -> str:
+    """The letter of /proc/PID/stat: R, S, D, T (stopped), Z (ended, not waited for), … and X when there is none."""
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 class Process:

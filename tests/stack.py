@@ -57,7 +57,7 @@ class Stack:
             self.admin_token = self._initialize()
         port_file = self.folder / "server.port"
         port_file.unlink(missing_ok=True)
-        listen = self.address or "127.0.0.1:0"
+        listen = self.address or f"127.0.0.1:{free_port()}"
         server = self._start(
             "server", "server", "run", *self._where(), "--listen", listen, "--port-file", str(port_file), *options
         )

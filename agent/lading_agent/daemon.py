@@ -1,6 +1,7 @@
 """The agent as a whole: one session after another, until a signal."""
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -75,6 +76,8 @@ class Daemon:
             await asyncio.gather(life, return_exceptions=True)
             return
         ending = life.result()
+        # An ended call is a cycle of references that keeps its connection open until it is collected.
+        gc.collect()
         if ending.lived and time.monotonic() - began > GOOD_AFTER:
             self._backoff.reset()
         seconds = self._wait(ending)

@@ -53,6 +53,7 @@ class Inventory:
     async def _follow(self, events: AsyncIterator[RuntimeEvent]) -> None:
         """Report until the events end; raises what ended them."""
         listener = asyncio.create_task(self._listen(events))
+        listener.add_done_callback(lambda task: self._wake.set())
         try:
             while not listener.done():
                 if self._full:
@@ -60,9 +61,7 @@ class Inventory:
                 elif self._touched:
                     await self._report_touched()
                 if not self._full and not self._touched:
-                    waiting = asyncio.create_task(self._wake.wait())
-                    await asyncio.wait({waiting, listener}, return_when=asyncio.FIRST_COMPLETED)
-                    waiting.cancel()
+                    await self._wake.wait()
                     self._wake.clear()
                     await asyncio.sleep(COALESCE_WITHIN)
             await listener

@@ -171,19 +171,19 @@ class Journal:
 
     async def _write(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         """Run it in one transaction, with the receipts that wait; committed and synced when this returns."""
+        receipts, self._receipts = self._receipts, []
 
         def transact() -> Answer:
             assert self._connection is not None, "open() first"
-            receipts, self._receipts = self._receipts, []
-            try:
-                with self._connection as connection:
-                    connection.executemany("UPDATE commands SET receipted_at = ? WHERE id = ?", receipts)
-                    return work(connection)
-            except BaseException:
-                self._receipts = receipts + self._receipts
-                raise
+            with self._connection as connection:
+                connection.executemany("UPDATE commands SET receipted_at = ? WHERE id = ?", receipts)
+                return work(connection)
 
-        return await self._run(transact)
+        try:
+            return await self._run(transact)
+        except BaseException:
+            self._receipts = receipts + self._receipts
+            raise
 
     def _open(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

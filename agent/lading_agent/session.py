@@ -1,6 +1,7 @@
 """One life of the agent's Connect stream."""
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -69,6 +70,8 @@ class Session:
         self._sent = 0
         self._processed = 0
         self._drain: Drain | None = None
+        self._call: Call | None = None
+        self._fault: BaseException | None = None
         # What was skipped, by why.
         self.skipped: Counter[str] = Counter()
 
@@ -87,7 +90,7 @@ class Session:
         self._worker.send = self.send
         try:
             async with open_channel(self._settings) as channel:
-                call: Call = AgentLinkStub(channel).Connect(metadata=identity(self._settings))
+                self._call = call = AgentLinkStub(channel).Connect(metadata=identity(self._settings))
                 try:
                     await self._live(call)
                 finally:
@@ -98,11 +101,18 @@ class Session:
             return Ending(str(error), lived=self._epoch > 0)
         except TimeoutError:
             return Ending(f"no Welcome within {WELCOME_WITHIN:g} s")
+        except asyncio.CancelledError:
+            # Of the call, by a part that failed; or of this task, by who runs it.
+            if self._fault is None:
+                raise
+            log.error("a fault of the agent", exc_info=self._fault)
+            return Ending(f"a fault of the agent: {self._fault!r}", lived=self._epoch > 0)
         finally:
             self._worker.send = lambda frame: None
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._call = None
         return self._ending(None)
 
     async def _live(self, call: Call) -> None:
@@ -195,10 +205,23 @@ class Session:
     async def _write(self, call: Call, frame: ConnectRequest) -> None:
         self._sent += 1
         frame.epoch, frame.seq, frame.ack = self._epoch, self._sent, self._processed
-        await call.write(frame)
+        # A call that is over refuses to write; reading it says why it is.
+        with contextlib.suppress(asyncio.InvalidStateError):
+            await call.write(frame)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.create_task(work))
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._check)
+        self._tasks.append(task)
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        """A part that failed ends the session: without heartbeats, say, it would only seem to live."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or isinstance(error, grpc.aio.AioRpcError):
+            return
+        self._fault = error
+        if self._call is not None:
+            self._call.cancel()
 
     def _ending(self, error: grpc.aio.AioRpcError | None) -> Ending:
         lived = self._epoch > 0

@@ -1,5 +1,7 @@
 """What each verb asks of a runtime."""
 
+from grpc import StatusCode
+
 from lading.v1.agent_link_pb2 import Envelope
 from lading.v1.commands_pb2 import (
     VERB_CREATE,
@@ -14,19 +16,23 @@ from lading.v1.commands_pb2 import (
     ContainerSpec,
     Verb,
 )
+from lading.v1.containers_pb2 import Container
+from lading_agent.errors import RuntimeFailure
 from lading_agent.runtimes import AGENT_LABEL, COMMAND_LABEL, Runtime
 
 GRACE = 10.0
 KNOWN = frozenset(Verb.values()) - {0}
+ENDED = frozenset({"created", "exited", "dead"})
 # They make what they act on: there is nothing to look at before.
 MAKING = frozenset({VERB_CREATE, VERB_PULL})
 # They can be broken off without leaving a half-done thing.
 BREAKABLE = frozenset({VERB_PULL})
 
 
-async def perform(runtime: Runtime, envelope: Envelope, container_id: str) -> None:
-    """Have the runtime do it to that container (by the id it had just before); raises RuntimeFailure or InDoubt."""
+async def perform(runtime: Runtime, envelope: Envelope, before: Container | None) -> None:
+    """Have the runtime do it to the container that was there just before; raises RuntimeFailure or InDoubt."""
     arguments, verb = envelope.arguments, envelope.verb
+    container_id = before.id if before is not None else ""
     if verb == VERB_CREATE:
         spec = ContainerSpec()
         spec.CopyFrom(arguments.spec)
@@ -36,6 +42,9 @@ async def perform(runtime: Runtime, envelope: Envelope, container_id: str) -> No
     elif verb == VERB_START:
         await runtime.start(container_id)
     elif verb == VERB_STOP:
+        if before is not None and before.state in ENDED:
+            # Docker would say so itself; Podman would call it done.
+            raise RuntimeFailure("the container is not running", StatusCode.FAILED_PRECONDITION)
         await runtime.stop(container_id, grace_of(envelope))
     elif verb == VERB_RESTART:
         await runtime.restart(container_id, grace_of(envelope))

@@ -216,7 +216,7 @@ class Worker:
 
     async def _perform(self, job: Job) -> None:
         """What can be broken off runs in a task of its own: cancelling that must not cancel the lane."""
-        doing = perform(self._runtime, job.envelope, job.before.id if job.before is not None else "")
+        doing = perform(self._runtime, job.envelope, job.before)
         if job.envelope.verb not in BREAKABLE:
             await doing
             return

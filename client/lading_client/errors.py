@@ -2,6 +2,7 @@
 
 LadingError
 ├── InvalidArgument        the request is malformed
+│   └── OutOfRange
 ├── NotFound
 ├── AlreadyExists
 ├── PermissionDenied
@@ -14,7 +15,10 @@ LadingError
 ├── ResourceExhausted
 ├── Cancelled
 ├── Unimplemented
-└── Internal               INTERNAL, UNKNOWN and DATA_LOSS
+├── Internal               the server failed
+└── DataLoss
+
+A code that has no class is a LadingError itself: UNKNOWN.
 
 Each class has the gRPC code it stands for and the exit code of the command line. What the server says beyond its
 message (google.rpc.Status with BadRequest, ErrorInfo and RetryInfo) is in the attributes.
@@ -63,6 +67,12 @@ class InvalidArgument(LadingError):
 
     code = "INVALID_ARGUMENT"
     exit_code = 2
+
+
+class OutOfRange(InvalidArgument):
+    """There is nothing there."""
+
+    code = "OUT_OF_RANGE"
 
 
 class NotFound(LadingError):
@@ -149,10 +159,18 @@ class Internal(LadingError):
     code = "INTERNAL"
 
 
+class DataLoss(LadingError):
+    """What was stored is not whole."""
+
+    code = "DATA_LOSS"
+    exit_code = 10
+
+
 BY_CODE: Mapping[str, type[LadingError]] = {
     error.code: error
     for error in (
         InvalidArgument,
+        OutOfRange,
         NotFound,
         AlreadyExists,
         PermissionDenied,
@@ -165,15 +183,16 @@ BY_CODE: Mapping[str, type[LadingError]] = {
         Cancelled,
         Unimplemented,
         Internal,
+        DataLoss,
     )
-} | {"OUT_OF_RANGE": InvalidArgument, "UNKNOWN": Internal, "DATA_LOSS": Internal}
+}
 
 TLS_SIGNS = ("SSL", "TLS", "handshake", "certificate", "CERTIFICATE")
 
 
 def from_code(code: str, message: str, **more: object) -> LadingError:
     """The error for the name of a gRPC code."""
-    return BY_CODE.get(code, Internal)(message, **more)  # type: ignore[arg-type]
+    return BY_CODE.get(code, LadingError)(message, **more)  # type: ignore[arg-type]
 
 
 def from_call(failure: grpc.RpcError) -> LadingError:

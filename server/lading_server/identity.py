@@ -213,14 +213,18 @@ class Identity:
             self._commits_seen = commits
 
     async def _refresh_forever(self) -> None:
+        failed = False
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 await self._refresh(poll=True)
-            except errors.Error as failure:
-                log.warning("access cannot be read anew: %s", failure)
-            except Exception:
-                log.exception("access cannot be read anew")
+            except Exception as failure:
+                # Calls go on with what is known: while the database is away, none of them can be recorded anyway.
+                if not failed:
+                    log.warning("roles and revocations cannot be read anew: %s", failure)
+                failed = True
+            else:
+                failed = False
 
 
 def is_local(peer: str) -> bool:

@@ -22,7 +22,7 @@ from lading.v1 import (
     commands_pb2_grpc,
     containers_pb2_grpc,
 )
-from lading_server import tokens
+from lading_server import errors, tokens
 from lading_server.clock import new_id
 from lading_server.dispatch import Dispatcher
 from lading_server.identity import Identity, verifier_of
@@ -75,6 +75,10 @@ OPTIONS = (
 )
 
 
+class CannotListen(errors.Error):
+    """The server cannot listen on its address."""
+
+
 class Server:
     """One server process: `start`, serve, `stop`."""
 
@@ -85,7 +89,7 @@ class Server:
         """HOST:PORT it listens on, once started."""
 
     async def start(self) -> None:
-        """Serve. Raises what `tokens.load_key` raises, MissingRule, and OSError when the address is taken."""
+        """Serve. Raises what `tokens.load_key` raises, MissingRule, and CannotListen."""
         settings = self._settings
         key = tokens.load_key(settings.data)
         engine = open_engine(settings.database_url)
@@ -117,6 +121,7 @@ class Server:
         await self._grpc.start()
         self._tasks = [
             asyncio.create_task(dispatcher.sweep()),
+            asyncio.create_task(self._audit.watch()),
             asyncio.create_task(counts.keep(self._ledger, self._reader)),
         ]
         await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
@@ -127,11 +132,16 @@ class Server:
     def _listen(self) -> str:
         settings = self._settings
         host = settings.listen.rpartition(":")[0]
-        if settings.tls_cert is None or settings.tls_key is None:
-            port = self._grpc.add_insecure_port(settings.listen)
-        else:
-            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-            port = self._grpc.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+        try:
+            if settings.tls_cert is None or settings.tls_key is None:
+                port = self._grpc.add_insecure_port(settings.listen)
+            else:
+                pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+                port = self._grpc.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+        except (RuntimeError, OSError) as failure:
+            raise CannotListen(
+                f"cannot listen on {settings.listen}: is it taken, or are the TLS files no PEM pair? ({failure})"
+            ) from failure
         return f"{host}:{port}"
 
     async def _tell_health(self, state: Any) -> None:

@@ -44,7 +44,7 @@ def events(url: str) -> list[Recorded]:
 
 
 def check_log(url: str) -> list[Recorded]:
-    """Assert what holds of every log at any time, and return its events."""
+    """Assert what holds of every log at any time, and return its events. The server must not write meanwhile."""
     found = events(url)
     sizes = Counter(event.organization for event in found)
     for organization, size in sizes.items():

@@ -34,7 +34,9 @@ class Outage:
     """A server with an agent, on a PostgreSQL that the test takes away."""
 
     def __init__(self, stack: Stack, postgres: Cluster, url: str, starts: pathlib.Path) -> None:
-        self.stack, self.postgres, self.url = stack, postgres, url
+        self.postgres, self.url = postgres, url
+        self.stack = stack
+        self.server = stack.start_server()
         self._starts = starts
 
     @property
@@ -48,9 +50,9 @@ def outage(own_postgres: Cluster, tmp_path: pathlib.Path) -> Iterator[Outage]:
     url = own_postgres.fresh_database()
     starts = tmp_path / "starts"
     with Stack(tmp_path / "stack", url) as stack:
-        stack.start_server()
+        outage = Outage(stack, own_postgres, url, starts)
         stack.start_agent("dock-1", processes={"web": ["sh", "-c", COUNTED.format(file=starts)]})
-        yield Outage(stack, own_postgres, url, starts)
+        yield outage
 
 
 def calls(channel: grpc.aio.Channel, metadata: Any) -> dict[str, Callable[[], Awaitable[Any]]]:
@@ -111,4 +113,5 @@ async def test_calls_fail_within_two_seconds_and_service_resumes_without_the_dat
         assert outage.starts == 1, "a command was sent whose call had failed"
         await succeeds(every["RestartContainer"])
         assert outage.starts == 2
+    assert outage.server.terminate() == 0
     check_log(outage.url)

@@ -43,6 +43,7 @@ async def test_server_killed_under_64_callers_has_an_event_for_every_answer(
             server.kill()
             server = await asyncio.to_thread(stack.start_server)
         await callers.answered(100)
+    assert server.terminate() == 0
     check_answers(database_url, callers.answers)
     assert set(callers.answers.codes.values()) == {0, 3, 5}  # OK, INVALID_ARGUMENT, NOT_FOUND
 
@@ -54,7 +55,7 @@ async def test_postgresql_killed_under_64_callers_has_an_event_for_every_answer(
     moments = random.Random(seed)
     url = own_postgres.fresh_database()
     with Stack(tmp_path / "stack", url) as stack:
-        stack.start_server()
+        server = stack.start_server()
         callers = MixedCallers(stack.address, stack.issue_token("ci-bot", roles=ROLES), seed)
         async with callers.calling():
             for _ in range(ROUNDS):
@@ -62,6 +63,7 @@ async def test_postgresql_killed_under_64_callers_has_an_event_for_every_answer(
                 own_postgres.kill()
                 await asyncio.to_thread(own_postgres.start)
             await callers.answered(100)
+        assert server.terminate() == 0
         check_answers(url, callers.answers)
 
 
@@ -82,6 +84,7 @@ async def test_server_killed_under_commands_executes_each_one_once_and_settles_i
         await callers.answered(20)
     unsettled = "SELECT id FROM commands WHERE settled_at IS NULL"
     await asyncio.to_thread(wait_until, lambda: not rows(database_url, unsettled), "every command is settled", 60)
+    assert server.terminate() == 0
 
     found = check_log(database_url)
     ended = {event.operation: event for event in found if event.stage == COMPLETED}

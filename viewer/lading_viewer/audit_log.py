@@ -3,14 +3,16 @@
 The script runs anew at each click. It reads and draws the table first, then what is counted, then the rest.
 """
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import streamlit as st
 
 from lading.v1.audit_log_pb2 import ListEventsResponse, SummarizeEventsResponse
-from lading_client.errors import LadingError
+from lading_client import labels
+from lading_client.errors import LadingError, PermissionDenied
 from lading_viewer import (
     account,
     components,
@@ -28,6 +30,9 @@ from lading_viewer.reading import Reader
 from lading_viewer.session import Session
 from lading_viewer.view import DEFAULT_SPAN, View
 
+PATIENCE_S = 0.3
+SKELETON_HEIGHT = 8 * 29  # pixels: eight rows
+READERS = ThreadPoolExecutor(16, "reader")
 COLUMNS = ["Timestamp", "User", "Action", "Target", "Reason", "Status"]
 PLACEHOLDER = "user:ana*  action:container.stop  -status:SUCCESS  target:dock-fra*  INC-527"
 LONGER = {"1h": "Search 1 hour", "24h": "Search 24 hours", "7d": "Search 7 days", "30d": "Search 30 days"}
@@ -86,14 +91,25 @@ def show(session: Session) -> None:
     """Draw the page for a person whose session has not ended."""
     live.begin_run(datetime.now(UTC))
     corner = _header()
-    view = _search()
+    controls = st.empty()
+    with controls.container():
+        view = _search()
     page = Page(session, Reader(session.token), view)
     overview, results = st.container(), st.container()
     try:
-        events = page.reader.page(view)
+        with results:
+            events = _read(page)
+        if view.cursor and not events.previous_page_token:
+            # Back at the newest page: from here on it is that one, with all that came meanwhile.
+            st.query_params.pop("cur", None)
+            page = replace(page, view=(view := replace(view, cursor="")))
+            events = page.reader.page(view)
     except LadingError as failure:
+        if isinstance(failure, PermissionDenied):
+            controls.empty()
         with results:
             _failed(page, failure)
+        _sidebar(page, None)
         account.show(corner, session, None)
         return
     st.session_state.pop("failures", None)
@@ -107,11 +123,26 @@ def show(session: Session) -> None:
     with results:
         _footer(page, events, summary, exports=who is not None and "audit.export" in who.permissions)
         live.watch(page.reader, view, events)
-    if events.events:
-        _facets(page, summary)
+    _sidebar(page, summary if events.events else None)
     account.show(corner, session, who)
     if view.event:
         event_drawer.show(page.reader, view, events.events)
+
+
+def _read(page: Page) -> ListEventsResponse:
+    """The events. A first page that takes long shows where they will be; a later one keeps those before it."""
+    if "answered_at" in st.session_state:
+        return page.reader.page(page.view)
+    reading = READERS.submit(page.reader.page, page.view)
+    try:
+        return reading.result(PATIENCE_S)
+    except TimeoutError:
+        slot = st.empty()
+        slot.skeleton(height=SKELETON_HEIGHT)
+        try:
+            return reading.result()
+        finally:
+            slot.empty()
 
 
 def _header() -> Any:
@@ -137,7 +168,6 @@ def _search() -> View:
         st.text_input(
             "Search",
             key="q",
-            type="search",
             live="300ms",
             bind="query-params",
             placeholder=PLACEHOLDER,
@@ -208,8 +238,8 @@ def _table(page: Page, found: ListEventsResponse) -> None:
 def row(event: Any, zones: Clock) -> dict[str, Any]:
     """One row of `components.audit_table`."""
     time = moment(event.recorded_at)
-    look, status, code = words.action(event.action), words.status(event.outcome), words.code(event.code)
-    user, target = words.user(event.actor), words.target(event)
+    look, status, code = words.action(event.action), words.status(event.outcome), words.code(event)
+    user, target = words.user(event.actor), labels.target(event)
     return {
         "id": event.id,
         "day": zones.date(time),
@@ -298,12 +328,19 @@ def _footer(page: Page, found: ListEventsResponse, summary: SummarizeEventsRespo
     components.footer(data, "paging", on_turn=turn)
 
 
-def _facets(page: Page, summary: SummarizeEventsResponse) -> None:
+def _sidebar(page: Page, summary: SummarizeEventsResponse | None) -> None:
+    """The organization, and the facets when there is something to count."""
+
     def pick() -> None:
         picked = st.session_state["facets"].pick
         view = page.view.with_term(picked["field"], picked["value"], exclude=bool(picked["exclude"]))
         st.session_state["q"] = view.text
         go()
 
+    try:
+        groups = facets.data(page.view, page.reader.summaries(page.view, summary)) if summary else []
+    except LadingError:
+        groups = []
     with st.sidebar:
-        components.facets(facets.data(page.view, summary), "facets", on_pick=pick)
+        data = {"organization": page.session.organization, "groups": groups}
+        components.facets(data, "facets", on_pick=pick)

@@ -122,3 +122,4 @@ def _serve(
         app, log_level="warning", access_log=False, ws="websockets-sansio", server_header=False, **tls
     )
     Server(config).run(sockets=[bound])
+    connection.clients().close()

@@ -41,6 +41,12 @@ class Clients:
             if client := self._clients.pop(token, None):
                 client.close()
 
+    def close(self) -> None:
+        """Close all."""
+        with self._lock:
+            while self._clients:
+                self._clients.popitem()[1].close()
+
     def connect(self, token: str) -> Client:
         """A client of one's own, to be closed."""
         connection = self.connection

@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct
 
 from lading.v1 import audit_log_pb2
 from lading.v1.audit_log_pb2 import Event, Stage
-from lading_client import query
+from lading_client import labels, query
 from lading_client.errors import InvalidArgument, LadingError, NotFound
 from lading_viewer import components, words
 from lading_viewer.moments import Clock, moment
@@ -24,7 +24,7 @@ STAGES = {
     audit_log_pb2.STAGE_ABANDONED: "given up",
 }
 HIDDEN = "changed (hidden)"
-REDACTED = ("[REDACTED]", "(redacted)", "REDACTED")
+REDACTED = "[redacted]"
 
 
 def show(reader: Reader, view: View, listed: Sequence[Event]) -> None:
@@ -75,7 +75,7 @@ def neighbours(event_id: str, listed: Sequence[Event]) -> dict[str, str | None]:
 
 def data(event: Event, related: Sequence[Event], clock: Clock, link: str) -> dict[str, Any]:
     """For `components.event`. `related` are the events of the same operation, oldest first."""
-    look, status, code = words.action(event.action), words.status(event.outcome), words.code(event.code)
+    look, status, code = words.action(event.action), words.status(event.outcome), words.code(event)
     return {
         "chips": [look.as_data(), status.as_data()],
         "sentence": _sentence(event),
@@ -95,12 +95,12 @@ def _failed(event: Event) -> bool:
 
 
 def _json(value: Struct) -> str:
-    return json.dumps(MessageToDict(value), indent=2, ensure_ascii=False, sort_keys=True) if value.fields else ""
+    return _value(MessageToDict(value)) if value.fields else ""
 
 
 def _sentence(event: Event) -> list[dict[str, Any]]:
     """`ana@acme.example asked to STOP dock-1/web; done after 1.41 s.`"""
-    target, ending = words.target(event), words.ENDINGS.get(event.outcome, "")
+    target, ending = labels.target(event), words.ENDINGS.get(event.outcome, "")
     if ending and event.HasField("duration"):
         ending += f" after {words.duration(event.duration.ToTimedelta().total_seconds())}"
     parts: list[tuple[str, bool]] = [(words.user(event.actor), True)]
@@ -178,8 +178,20 @@ def _path(pointer: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return HIDDEN if value in REDACTED else value
-    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+        return HIDDEN if value == REDACTED else value
+    return json.dumps(_whole(value), indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers as such: a Struct knows only floating ones."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {name: _whole(each) for name, each in value.items()}
+        case list():
+            return [_whole(each) for each in value]
+    return value
 
 
 def _timeline(event: Event, related: Sequence[Event], clock: Clock) -> list[dict[str, Any]]:
@@ -190,9 +202,7 @@ def _timeline(event: Event, related: Sequence[Event], clock: Clock) -> list[dict
         time = moment(each.recorded_at)
         look = words.status(each.outcome)
         stage = STAGES.get(each.stage, Stage.Name(each.stage) if each.stage in Stage.values() else str(each.stage))
-        note = (
-            "" if each.outcome == audit_log_pb2.OUTCOME_UNSPECIFIED else f"{look.word} {words.code(each.code)}".strip()
-        )
+        note = "" if each.outcome == audit_log_pb2.OUTCOME_UNSPECIFIED else f"{look.word} {words.code(each)}".strip()
         steps.append(
             {
                 "id": each.id,

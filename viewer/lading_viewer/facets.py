@@ -1,6 +1,6 @@
 """Counts by status, action, user, agent, code and source, beside the table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,11 @@ KINDS = (
 STATUS_ORDER = (*[look.word for look in words.STATUSES.values()][1:], "PENDING")
 
 
-def data(view: View, summary: SummarizeEventsResponse) -> dict[str, Any]:
-    """For `components.facets`. Facets without values are left out."""
+def data(view: View, summaries: Mapping[str, SummarizeEventsResponse]) -> list[dict[str, Any]]:
+    """Groups of `components.facets`, from the summary for each field. Facets without values are left out."""
     groups = []
     for kind in KINDS:
+        summary = summaries[kind.field]
         found = next((facet for facet in summary.facets if facet.field == kind.proto), Facet())
         values = _with_picked(view, kind, [value for value in found.values if value.value])
         if kind.field == "status":
@@ -45,7 +46,7 @@ def data(view: View, summary: SummarizeEventsResponse) -> dict[str, Any]:
         if values:
             rows = [_value(view, kind, value, summary) for value in values]
             groups.append({"field": kind.field, "name": kind.name, "folded": kind.folded, "values": rows})
-    return {"groups": groups}
+    return groups
 
 
 def _with_picked(view: View, kind: Kind, values: Sequence[FacetValue]) -> list[FacetValue]:

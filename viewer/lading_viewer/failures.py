@@ -32,7 +32,7 @@ def notice(failure: LadingError, address: str, organization: str, attempt: int, 
                 "Nothing is shown because nothing could be read. Auditing on the server is not affected by this viewer."
             )
             title = "The control plane cannot be reached."
-            return _notice("error-down", "bad", "cloud", title, text, lines, retry=True, retry_in_s=retry_in_s)
+            return _notice("error-down", "bad", "warning", title, text, lines, retry=True, retry_in_s=retry_in_s)
         case DeadlineExceeded():
             text = "Narrow the time range to go faster."
             return _notice("error-slow", "", "clock", "The server is still reading.", text, retry=True)

@@ -1,5 +1,6 @@
 """What a page reads from the server, with the token of the person who looks at it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -20,7 +21,7 @@ from lading.v1.audit_log_pb2 import (
 from lading_client import requests
 from lading_client.errors import Unavailable
 from lading_viewer import connection, histogram
-from lading_viewer.facets import KINDS
+from lading_viewer.facets import KINDS, Kind
 from lading_viewer.view import View
 
 PAGE_SIZE = 50
@@ -57,15 +58,23 @@ class Reader:
         request = ListEventsRequest(filter=EventFilter(changes_only=True), page_size=1)
         return bool(connection.clients().of(self.token).audit.ListEvents(request).events)
 
-    def summary(self, view: View) -> SummarizeEventsResponse:
+    def summary(self, view: View, kinds: Sequence[Kind] = KINDS) -> SummarizeEventsResponse:
         """Counts of a view, up to SUMMARY_S old."""
         request = SummarizeEventsRequest(
             filter=view.at_step(SUMMARY_S).filter(),
             buckets=histogram.BARS,
-            facets=[kind.proto for kind in KINDS],
+            facets=[kind.proto for kind in kinds],
             values_max=FACET_VALUES_MAX,
         )
         return SummarizeEventsResponse.FromString(_summary(self.token, request.SerializeToString(deterministic=True)))
+
+    def summaries(self, view: View, summary: SummarizeEventsResponse) -> dict[str, SummarizeEventsResponse]:
+        """For each facet the counts it shows: of a field that is picked from, also those of what was not picked."""
+        picked = {term.field for term in view.query.terms if not term.negate}
+        return {
+            kind.field: self.summary(view.without(kind.field), [kind]) if kind.field in picked else summary
+            for kind in KINDS
+        }
 
     def who(self) -> WhoAmIResponse:
         """Who the server takes this person for, up to WHO_S old."""

@@ -39,9 +39,9 @@ def page(next_url: str, message: str = "", status: int = 200) -> HTMLResponse:
 
 def local(url: str) -> str:
     """The address when it is one of this viewer; else its first page. A link must not lead people elsewhere."""
-    parts = urlsplit(url if url.isprintable() else "")
-    is_path = url.startswith("/") and not url.startswith(("//", "/\\")) and not parts.netloc and not parts.scheme
-    return url if is_path and parts.path not in ("/signin", "/signout") else "/"
+    # Browsers take control characters out, and backslashes for slashes.
+    is_path = url.isprintable() and "\\" not in url and url.startswith("/") and not url.startswith("//")
+    return url if is_path and urlsplit(url).path not in ("/signin", "/signout") else "/"
 
 
 def of(request: HTTPConnection) -> Session | None:

@@ -103,6 +103,10 @@ class View:
                 terms[terms.index(same)] = replace(same, values=(*same.values, value))
         return replace(self, text=query.write(terms), cursor="")
 
+    def without(self, field: str) -> "View":
+        """The same view without the conditions on a field."""
+        return replace(self, text=query.write(term for term in self.query.terms if term.field != field))
+
     def state_of(self, field: str, value: str) -> str:
         """`in`, `out` or empty: whether the search text asks for a value, or for others."""
         value = query.normalize(field, value)

@@ -4,10 +4,8 @@ Tones are the colours of `.streamlit/config.toml` (ok green, bad red, denied vio
 solid, outline and plain.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from google.rpc.code_pb2 import Code
 
 from lading.v1.audit_log_pb2 import (
     ACTOR_TYPE_AGENT,
@@ -24,6 +22,7 @@ from lading.v1.audit_log_pb2 import (
     Event,
     Outcome,
 )
+from lading_client import labels
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,6 @@ VERBS = {
     "container.pause": Look("PAUSE", "pause", "denied", "outline"),
     "container.unpause": Look("UNPAUSE", "play", "denied", "outline"),
 }
-# The nouns that go without saying: a person who reads STOP or PULL thinks of these.
-SILENT_NOUNS = ("container", "image")
-
 STATUSES = {
     OUTCOME_UNSPECIFIED: Look("PENDING", "dots", "pending", "plain", "It has not ended."),
     OUTCOME_SUCCESS: Look("SUCCESS", "check", "ok", "plain", "Done."),
@@ -87,14 +83,9 @@ ENDINGS = {
 
 
 def action(name: str) -> Look:
-    """`container.start` is START; `rbac.role.assign` is ROLE ASSIGN; `task.update` is TASK UPDATE."""
-    if name in VERBS:
-        look = VERBS[name]
-        return Look(look.word, look.icon, look.tone, look.fill, name)
-    noun, _, verb = name.rpartition(".")
-    noun = noun.rpartition(".")[2]
-    word = verb if noun in SILENT_NOUNS else f"{noun} {verb}".strip()
-    return Look(word.upper() or "—", title=name)
+    """`container.start` is START and `image.pull` PULL; others are shown as they are."""
+    look = VERBS.get(name, Look(labels.action(Event(action=name)) or "—"))
+    return replace(look, title=name)
 
 
 def status(outcome: int) -> Look:
@@ -107,18 +98,14 @@ def status_named(name: str) -> Look:
     return next((look for look in STATUSES.values() if look.word == name), Look(name))
 
 
-def code(number: int) -> str:
-    """Name of a gRPC code; empty for OK."""
-    if not number:
-        return ""
-    return Code.Name(Code.ValueType(number)) if number in Code.values() else str(number)
+def code(event: Event) -> str:
+    """Name of its gRPC code; empty for OK and for what has not ended."""
+    return labels.code(event.code) if event.code else ""
 
 
 def user(actor: Actor) -> str:
-    """E-mail, else name, else id."""
-    if actor.type == ACTOR_TYPE_ANONYMOUS:
-        return "not signed in"
-    return actor.email or actor.name or actor.id
+    """E-mail, else id."""
+    return "not signed in" if actor.type == ACTOR_TYPE_ANONYMOUS else labels.user(actor)
 
 
 def user_data(actor: Actor) -> dict[str, Any]:
@@ -128,11 +115,6 @@ def user_data(actor: Actor) -> dict[str, Any]:
     behalf = f", for {actor.on_behalf_of} (not verified)" if actor.on_behalf_of else ""
     title = f"{kind}: {user(actor)}{behalf}" if kind else f"{user(actor)}{behalf}"
     return {"text": user(actor), "icon": icon, "title": title, "quiet": actor.type == ACTOR_TYPE_ANONYMOUS}
-
-
-def target(event: Event) -> str:
-    """The first target, as the lists show it."""
-    return event.targets[0].id if event.targets else ""
 
 
 def duration(seconds: float) -> str:
@@ -147,5 +129,5 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int) -> str:
-    """With narrow spaces between thousands."""
-    return f"{number:,}".replace(",", "\u202f")
+    """With spaces between thousands, at which no line breaks."""
+    return f"{number:,}".replace(",", "\u00a0")

@@ -1,11 +1,11 @@
 """The runtime `docker`: the Docker Engine API of Docker and Podman."""
 
+import asyncio
+import contextlib
 import json
 import math
 import re
 import struct
-import time
-from asyncio import Semaphore, gather
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -21,6 +21,7 @@ from lading_agent.runtimes import LogPiece, LogQuery, RuntimeEvent
 from lading_agent.runtimes.engine import Engine, json_lines
 
 INSPECTIONS_AT_ONCE = 8
+SILENCE = 0.3
 # Podman's words for what Docker calls otherwise.
 STATES = {"configured": "created", "initialized": "created", "stopped": "exited", "stopping": "running"}
 ACTIONS = {"died": "die", "remove": "destroy"}
@@ -52,7 +53,7 @@ class DockerRuntime:
 
     async def containers(self) -> list[Container]:
         # The engine's list knows neither times nor exit codes: every container is inspected, some at a time.
-        slots = Semaphore(INSPECTIONS_AT_ONCE)
+        slots = asyncio.Semaphore(INSPECTIONS_AT_ONCE)
 
         async def inspect(id: str) -> Container | None:
             async with slots:
@@ -64,7 +65,7 @@ class DockerRuntime:
                     raise
 
         ids = [str(each["Id"]) for each in await self._engine.ask("/containers/json", all="1")]
-        return [each for each in await gather(*map(inspect, ids)) if each is not None]
+        return [each for each in await asyncio.gather(*map(inspect, ids)) if each is not None]
 
     async def get(self, name: str) -> Container:
         container = read_container(await self._inspect(name))
@@ -143,17 +144,21 @@ class DockerRuntime:
                         yield piece
 
     async def events(self, since_ns: int) -> AsyncGenerator[RuntimeEvent, None]:
-        async with aclosing(self._events({"since": _seconds(since_ns)}, {})) as events:
+        async with aclosing(self._events(since_ns, {})) as events:
             async for event in events:
                 yield event
 
     async def history(self, name: str, since_ns: int) -> list[RuntimeEvent]:
-        until = {"since": _seconds(since_ns), "until": _seconds(time.time_ns())}
-        async with aclosing(self._events(until, {"container": [name]})) as events:
-            return [event async for event in events]
+        # Not by `until`: Podman then leaves events out. What it remembers comes at once, then there is silence.
+        found: list[RuntimeEvent] = []
+        async with aclosing(self._events(since_ns, {"container": [name]})) as events:
+            with contextlib.suppress(TimeoutError, StopAsyncIteration):
+                while True:
+                    found.append(await asyncio.wait_for(anext(events), SILENCE))
+        return found
 
-    async def _events(self, query: dict[str, str], filters: dict[str, list[str]]) -> AsyncGenerator[RuntimeEvent, None]:
-        asked = {**query, "filters": json.dumps({"type": ["container"], **filters})}
+    async def _events(self, since_ns: int, filters: dict[str, list[str]]) -> AsyncGenerator[RuntimeEvent, None]:
+        asked = {"since": _seconds(since_ns), "filters": json.dumps({"type": ["container"], **filters})}
         async with aclosing(self._engine.stream("/events", asked)) as chunks, aclosing(json_lines(chunks)) as lines:
             async for line in lines:
                 for event in read_events(line):

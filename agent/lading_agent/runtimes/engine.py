@@ -27,8 +27,12 @@ CODES = {
     501: StatusCode.UNIMPLEMENTED,
     503: StatusCode.UNAVAILABLE,
 }
-# Podman answers 500 where Docker answers 409.
-WRONG_STATE = "container state improper"
+# What a 500 means by its words: Podman has some where Docker answers 409 or 400, and Docker one at unpause.
+MEANINGS = {
+    "container state improper": StatusCode.FAILED_PRECONDITION,
+    "is not paused": StatusCode.FAILED_PRECONDITION,
+    "invalid signal": StatusCode.INVALID_ARGUMENT,
+}
 
 
 class Engine:
@@ -146,5 +150,5 @@ async def _failure(response: aiohttp.ClientResponse) -> RuntimeFailure:
     except (ValueError, KeyError, TypeError):
         words = data.decode(errors="replace")
     words = words.strip() or f"the engine answered {response.status}"
-    code = StatusCode.FAILED_PRECONDITION if WRONG_STATE in words else CODES.get(response.status, StatusCode.UNKNOWN)
-    return RuntimeFailure(words, code)
+    meanings = [code for part, code in MEANINGS.items() if response.status == 500 and part in words]
+    return RuntimeFailure(words, meanings[0] if meanings else CODES.get(response.status, StatusCode.UNKNOWN))

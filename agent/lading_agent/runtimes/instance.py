@@ -254,9 +254,11 @@ class Instance:
         return True
 
     def _signal(self, number: signal.Signals) -> None:
-        """To its whole group; the record says that its leader lives, so the group's number is its own."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.record.pid, number)
+        """To its whole group; while the record has a number, that is its own. Without one it has ended, and 0 would be
+        the agent's own group."""
+        if self.record.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.record.pid, number)
 
 
 def reap(pid: int) -> int:

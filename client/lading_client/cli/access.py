@@ -101,11 +101,11 @@ def token() -> None:
     "create",
     examples="""
     lading token create alice --email alice@example.com --lifetime 12h
-    lading token create deploy-bot --type service --role recorder
-    lading token create dock-1 --type agent > dock-1.token""",
+    lading token create deploy-bot --kind service --role recorder
+    lading token create dock-1 --kind agent > dock-1.token""",
 )
 @click.argument("subject")
-@click.option("--type", "kind", type=click.Choice(KINDS), default="user", help="Kind of actor. [user]")
+@click.option("--kind", "--type", "kind", type=click.Choice(KINDS), default="user", help="Kind of actor. [user]")
 @click.option("--email", default="", help="E-mail, for people.")
 @click.option("--lifetime", type=SPAN, help="How long it is valid. [30d]")
 @click.option("--role", "roles", type=click.Choice(ROLES), multiple=True, help="Assign this role too.")

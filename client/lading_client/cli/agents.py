@@ -76,7 +76,7 @@ def ls(invocation: Invocation, labels: Mapping[str, str] | None, watch: bool) ->
     found = list(every(invocation.client, labels))
     output.show(invocation, LISTING, found)
     if not found and not labels:
-        invocation.say("No agents yet. Make a token: lading token create --type agent NAME")
+        invocation.say("No agents yet. Make a token: lading token create --kind agent NAME")
 
 
 def _watch(invocation: Invocation, labels: Mapping[str, str]) -> None:

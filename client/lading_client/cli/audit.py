@@ -11,13 +11,14 @@ import click
 
 from lading_client.cli import output
 from lading_client.cli.event import show
-from lading_client.cli.events import LISTING, QUERY, QueryCommand, read_filter, show_events
+from lading_client.cli.events import LISTING, QUERY, QueryCommand, read_query, show_events
 from lading_client.cli.export import export
 from lading_client.cli.invocation import Group, Invocation, pass_invocation
 from lading_client.cli.output import Column, Listing
 
 if TYPE_CHECKING:
     from lading.v1.audit_log_pb2 import Event, FacetValue, SummarizeEventsResponse
+    from lading_client.query import Query
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -56,7 +57,8 @@ def ls(
     """List events, newest first: the last word on each operation."""
     from lading.v1 import audit_log_pb2
 
-    asked = read_filter(invocation, words, since, until)
+    query = read_query(invocation, words, since, until)
+    asked = query.filter
     asked.latest_only = not every
     found: list[Event] = []
     while len(found) < limit:
@@ -70,17 +72,24 @@ def ls(
             break
     show_events(invocation, found, no_trunc)
     if cursor:
-        invocation.say(
-            f"more: {shlex.join(['lading', *_without(invocation.arguments, '--cursor'), '--cursor', cursor])}"
-        )
+        rest = ["--limit", str(limit), *(["--all"] if every else []), "--cursor", cursor]
+        invocation.say(f"more: {shlex.join([*_again(invocation, query), *rest])}")
 
 
-def _without(arguments: Sequence[str], option: str) -> list[str]:
-    kept = list(arguments)
-    while option in kept:
-        at = kept.index(option)
-        del kept[at : at + 2]
-    return [argument for argument in kept if not argument.startswith(f"{option}=")]
+def _again(invocation: Invocation, query: Query) -> Iterator[str]:
+    """The command line of the same query. Its times are absolute: a cursor belongs to exactly one filter."""
+    from lading_client.query import TIMES, write
+
+    yield from ("lading", "audit", "ls")
+    for name in ("server", "context", "org", "output"):
+        if name in invocation.flags:
+            yield from (f"--{name}", str(invocation.flags[name]))
+    if text := write(term for term in query.terms if term.field not in TIMES):
+        yield text
+    if query.filter.HasField("since"):
+        yield from ("--since", query.filter.since.ToJsonString())
+    if query.filter.HasField("until"):
+        yield from ("--until", query.filter.until.ToJsonString())
 
 
 @audit.command(
@@ -97,7 +106,7 @@ def tail(invocation: Invocation, words: Sequence[str], follow: bool, lines: int)
     from lading.v1 import audit_log_pb2
     from lading_client.documents import json_line
 
-    asked = read_filter(invocation, words)
+    asked = read_query(invocation, words).filter
     if follow and (asked.HasField("since") or asked.HasField("until")):
         raise click.UsageError("With -f there are no times in the query: it goes on from now.")
     found: list[Event] = []
@@ -134,13 +143,14 @@ def stats(
     countable = ("user", "action", "agent", "status", "code", "source")
     if wrong := [name for name in fields if name not in countable]:
         raise click.UsageError(f"{wrong[0]} cannot be counted. Fields: {', '.join(countable)}.")
-    asked = read_filter(invocation, words, since, until)
-    request = audit_log_pb2.SummarizeEventsRequest(filter=asked, facets=[FIELDS[name] for name in fields])
+    query = read_query(invocation, words, since, until)
+    request = audit_log_pb2.SummarizeEventsRequest(filter=query.filter, facets=[FIELDS[name] for name in fields])
     found = invocation.client.audit.SummarizeEvents(request)
     output.show_one(invocation, found, str(found.total), lambda: _counts(found))
 
 
 def _counts(found: SummarizeEventsResponse) -> Iterator[str]:
+    from lading_client import labels
     from lading_client.query import FIELDS
 
     least = "at least " if found.capped else ""
@@ -148,9 +158,10 @@ def _counts(found: SummarizeEventsResponse) -> Iterator[str]:
     if found.buckets:
         top = max(bucket.total for bucket in found.buckets) or 1
         marks = [BARS[round(bucket.total / top * (len(BARS) - 1))] if bucket.total else " " for bucket in found.buckets]
-        first, last = found.buckets[0].begins_at, found.buckets[-1].begins_at
+        began = output.clock(found.buckets[0].begins_at)
+        width = labels.span(found.width.ToMicroseconds() / 1e6)
         yield "".join(marks)
-        yield click.style(f"{output.clock(first)} to {output.clock(last)}, {top} at most", fg="bright_black")
+        yield click.style(f"from {began}, each bar {width}, the highest {top}", fg="bright_black")
     names = {number: name for name, number in FIELDS.items()}
     for facet in found.facets:
         heading = names.get(facet.field, "?").upper()

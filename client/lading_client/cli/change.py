@@ -111,8 +111,8 @@ def run(
         except KeyboardInterrupt:
             return going.interrupted(chosen, results)
     if invocation.format in ("json", "jsonl", "yaml"):
-        document = {"correlation_id": invocation.correlation_id, "results": [one.document for one in results]}
-        output.show_document(invocation, document)
+        documents = [one.document for one in sorted(results, key=lambda one: chosen.index(one.target))]
+        output.show_document(invocation, {"correlation_id": invocation.correlation_id, "results": documents})
     return conclude(invocation, verb, results)
 
 

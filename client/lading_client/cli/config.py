@@ -60,7 +60,7 @@ def write(config: Config) -> None:
     lines = [f"current = {_string(config.current)}"]
     for name, context in config.contexts.items():
         lines += ["", f"[contexts.{_string(name)}]"]
-        lines += [f"{key} = {_string(value)}" for key, value in asdict(context).items() if value]
+        lines += [f"{key} = {_string(value)}" for key, value in asdict(context).items()]
     path().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = path().with_suffix(".new")
     fresh.unlink(missing_ok=True)

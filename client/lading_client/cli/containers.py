@@ -120,7 +120,8 @@ def _summary(invocation: Invocation, found: Sequence[Container], shown: int) -> 
     agents = len({container.name.split("/")[1] for container in found})
     sentence = f"{output.plural(shown, 'container')} on {output.plural(agents, 'agent')}."
     if shown < len(found):
-        sentence += f" {len(found) - shown} more do not run: lading ps -a"
+        hidden = len(found) - shown
+        sentence += f" {hidden} more {'does' if hidden == 1 else 'do'} not run: lading ps -a"
     invocation.say(sentence)
     stale = {container.name.split("/")[1]: container.as_of for container in found if not container.current}
     for agent, as_of in stale.items():

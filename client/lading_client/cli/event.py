@@ -46,7 +46,8 @@ def _lines(client: Client, event: Event) -> Iterator[str]:
             ("user", labels.user(actor)),
             ("", f"{labels.actor_type(actor)} {actor.id}, by {actor.auth_method or 'none'} {actor.credential}".strip()),
             ("for", f"{actor.on_behalf_of} (says the service)" if actor.on_behalf_of else ""),
-            ("action", Cell(f"{action_cell(event).text}  {event.action}", action_cell(event).color)),
+            ("action", action_cell(event)),
+            ("", event.action if labels.action(event) != event.action else ""),
             *(("target", f"{target.type} {target.id}") for target in event.targets),
             ("agent", event.agent),
             ("reason", event.reason or "(none)"),
@@ -91,24 +92,26 @@ def _diff(changes: list[Any]) -> Iterator[str]:
 
 
 def _stages(client: Client, event: Event) -> Iterator[str]:
-    """The events of the same operation and of what it caused, oldest first."""
+    """The events of the same call, of the commands that it became, and of their stages, oldest first."""
     from lading.v1 import audit_log_pb2
     from lading_client import labels
 
-    match = audit_log_pb2.Match(field=audit_log_pb2.FIELD_OPERATION, values=[event.operation])
+    root = event.parent or event.operation
+    match = audit_log_pb2.Match(field=audit_log_pb2.FIELD_OPERATION, values=[root])
     request = audit_log_pb2.ListEventsRequest(filter=audit_log_pb2.EventFilter(matches=[match]), page_size=50)
     found = sorted(client.audit.ListEvents(request).events, key=lambda one: one.index)
     if len(found) < 2:
         return
-    yield from ("", "Of the same operation:")
+    yield from ("", "What belongs to it:")
     before = None
     for one in found:
         at = labels.moment(one.occurred_at)
         gap = f"+{labels.span((at - before).total_seconds())}" if at and before else ""
         mark = ">" if one.id == event.id else " "
         status = status_cell(one)
+        what = "call" if one.method else labels.stage(one).lower()
         yield (
             f"{mark} {output.clock(one.occurred_at)}  {gap:>9}  {action_cell(one).text:<12}"
-            f"  {labels.stage(one).lower():<10} {click.style(status.text, fg=status.color)}"
+            f"  {what:<10} {click.style(status.text, fg=status.color)}"
         )
         before = at

@@ -15,7 +15,8 @@ from lading_client.cli.output import Cell, Column, Listing
 from lading_client.cli.values import MOMENT
 
 if TYPE_CHECKING:
-    from lading.v1.audit_log_pb2 import Event, EventFilter
+    from lading.v1.audit_log_pb2 import Event
+    from lading_client.query import Query
 
 
 def status_cell(event: Event) -> Cell:
@@ -88,10 +89,10 @@ QUERY = (
 )
 
 
-def read_filter(
+def read_query(
     invocation: Invocation, words: Sequence[str], since: datetime | None = None, until: datetime | None = None
-) -> EventFilter:
-    """The filter that a command line asks for; what of the query does not apply is said."""
+) -> Query:
+    """The query of a command line; what of it does not apply is said."""
     from lading_client.query import parse
     from lading_client.requests import timestamp
 
@@ -101,7 +102,7 @@ def read_filter(
     for name, moment in (("since", since), ("until", until)):
         if moment is not None:
             getattr(query.filter, name).CopyFrom(timestamp(moment))
-    return query.filter
+    return query
 
 
 def show_events(invocation: Invocation, events: Iterable[Event], no_trunc: bool = False) -> None:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain
 from typing import IO, TYPE_CHECKING
 
 import click
 
-from lading_client.cli.events import QUERY, QueryCommand, read_filter
+from lading_client.cli.events import QUERY, QueryCommand, read_query
 from lading_client.cli.invocation import Invocation, pass_invocation
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def export(
     last_only: bool,
 ) -> None:
     """Write all events that match, newest first, every stage of each operation. The export itself is recorded."""
-    asked = read_filter(invocation, words, since, until)
+    asked = read_query(invocation, words, since, until).filter
     asked.latest_only = last_only
     events = _told(invocation, _events(invocation.client, asked, limit, kind))
     with _file(out) as file:
@@ -61,15 +62,19 @@ def csv_lines(events: Iterable[Event]) -> Iterator[str]:
     """Lines of CSV (RFC 4180) without their ends, the heading first. A quoted cell may hold line breaks."""
     from lading_client.documents import CSV_HEADER, csv_row
 
+    waiting = iter(events)
+    # A refusal comes with the first event: then there is no heading either.
+    first = next(waiting, None)
     yield _csv_line(CSV_HEADER)
-    for event in events:
+    for event in chain([first] if first else [], waiting):
         yield _csv_line(csv_row(event))
 
 
 def _csv_line(cells: Sequence[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(cells)
-    return buffer.getvalue()
+    # csv quotes only those line breaks that its own line end has.
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue().removesuffix("\r\n")
 
 
 def _json_lines(events: Iterable[Event]) -> Iterator[str]:

@@ -104,6 +104,8 @@ class Invocation:
 
     @cached_property
     def client(self) -> Client:
+        # gRPC's own log lines would stand between ours.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from lading_client.client import Client
 
         context = self.context

@@ -12,6 +12,26 @@ down_revision = None
 
 TARGET_NAME = "substr(target, length(rtrim(target, replace(target, '/', ''))) + 1, 200)"
 
+STATISTICS = {
+    "sqlite_autoindex_events_1": "1000000 1000000 1",
+    "events_id": "1000000 1",
+    "events_operation": "1000000 2",
+    "events_parent": "400000 3",
+    "events_superseded": "450000 450000 1",
+    "events_time": "1000000 1000000 1 1",
+    "events_actor": "1000000 1000000 5000 1",
+    "events_email": "600000 600000 50000 1",
+    "events_action": "1000000 1000000 50000 1",
+    "events_target": "700000 700000 150 1",
+    "events_target_name": "700000 700000 300 1",
+    "events_agent": "600000 600000 3000 1",
+    "events_request": "100000 100000 1 1",
+    "events_not_success": "40000 40000 8000 1",
+    "events_changes": "650000 650000 1",
+}
+"""What ANALYZE finds in a log of a million events: without it SQLite takes an organization for a rare thing, and reads
+a whole log where an index has the answer."""
+
 
 def upgrade() -> None:
     op.create_table(
@@ -202,6 +222,13 @@ def upgrade() -> None:
     op.create_index(
         "events_target",
         "events",
+        ["organization", "target", "index"],
+        sqlite_where=sa.text("target <> ''"),
+        postgresql_where=sa.text("target <> ''"),
+    )
+    op.create_index(
+        "events_target_name",
+        "events",
         ["organization", sa.text(TARGET_NAME), "index"],
         sqlite_where=sa.text("target <> ''"),
         postgresql_where=sa.text("target <> ''"),
@@ -224,8 +251,8 @@ def upgrade() -> None:
         "events_not_success",
         "events",
         ["organization", "outcome", "index"],
-        sqlite_where=sa.text("outcome <> 1"),
-        postgresql_where=sa.text("outcome <> 1"),
+        sqlite_where=sa.text("outcome > 1"),
+        postgresql_where=sa.text("outcome > 1"),
     )
     op.create_index(
         "events_changes",
@@ -246,3 +273,8 @@ def upgrade() -> None:
         sa.Column("failed", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("ANALYZE")
+        rows = [{"tbl": "events", "idx": index, "stat": stat} for index, stat in STATISTICS.items()]
+        op.bulk_insert(sa.table("sqlite_stat1", sa.column("tbl"), sa.column("idx"), sa.column("stat")), rows)
+        op.execute("ANALYZE sqlite_schema")

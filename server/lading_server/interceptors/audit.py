@@ -38,6 +38,7 @@ DEADLINE_SLACK_SECONDS = 0.05
 """The caller's reset can be faster than our timer: 3 ms were seen."""
 EOF_GRACE_SECONDS = 0.005
 """read() reports a cancel, a deadline and a lost connection as a clean end; the cancellation follows within this."""
+WATCH_SECONDS = 1.0
 OPERATION_KEY = "lading-operation"
 
 NO_HANDLER: Any = grpc.unary_unary_rpc_method_handler(lambda *_: None)
@@ -60,6 +61,10 @@ class Identifier(Protocol):
     """Finds out who calls, and never refuses."""
 
     async def identify(self, call: Call, metadata: Sequence[tuple[str, str | bytes]]) -> None: ...
+
+    def permissions(self, call: Call) -> frozenset[str]:
+        """What the caller of an open stream may do by now."""
+        ...
 
 
 class Ending(Exception):
@@ -126,6 +131,7 @@ class Audit(grpc.aio.ServerInterceptor):
         self._ledger, self._identity, self._methods, self._clock = ledger, identity, known, clock
         self._flood = Flood(ledger.record)
         self._served: dict[str, Any] = {}
+        self._streams: dict[asyncio.Task[Any], tuple[Call, Method]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._active: set[asyncio.Task[Any]] = set()
 
@@ -133,6 +139,17 @@ class Audit(grpc.aio.ServerInterceptor):
         """Wait until the calls that a stop cut off have left their records."""
         while waiting := self._active | self._background:
             await asyncio.wait(waiting)
+        await self._flood.drained()
+
+    async def watch(self) -> None:
+        """For ever: end the open streams whose callers may not call any more: a token ended or revoked, a role lost."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for task, (call, method) in list(self._streams.items()):
+                needed = method.rule.permission
+                if needed and call.refused is None and needed not in self._identity.permissions(call):
+                    call.refused = errors.Unauthenticated("the token ended or was revoked, or a role was taken away")
+                    task.cancel()
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Serve the call through the log. Runs in the call's own task, which is how calls whose handler never gets to
@@ -198,6 +215,8 @@ class Audit(grpc.aio.ServerInterceptor):
         call = calls.current()
         context = Context(real, method, handler)
         reply = None
+        task = asyncio.current_task()
+        assert task is not None
         try:
             await self._identify(call, real)
             request: Any = None
@@ -210,6 +229,7 @@ class Audit(grpc.aio.ServerInterceptor):
                 validation.check(method.checks, request)
             await self._ledger.record([self._event(call, method, context, Stage.STARTED, Outcome.PENDING, 0, "")])
             call.started = True
+            self._streams[task] = (call, method)
             if inspect.isasyncgenfunction(behaviour):
                 async with contextlib.aclosing(behaviour(request, context)) as replies:
                     async for message in replies:
@@ -224,7 +244,12 @@ class Audit(grpc.aio.ServerInterceptor):
             real.set_trailing_metadata(((OPERATION_KEY, call.operation),))
             return raw if not handler.response_streaming else None
         except BaseException as failure:
+            if call.refused is not None and call.started and isinstance(failure, asyncio.CancelledError):
+                task.uncancel()  # ended by `watch`, not by the caller
+                failure = call.refused
             await self._fail(call, method, context, failure)
+        finally:
+            self._streams.pop(task, None)
 
     async def _refuse_unknown(self, _messages: Any, real: Any) -> None:
         call = calls.current()

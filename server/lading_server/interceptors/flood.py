@@ -42,6 +42,11 @@ class Flood:
         events.append(event)
         await asyncio.shield(answer)
 
+    async def drained(self) -> None:
+        """Wait until every call that came so far is recorded, those too whose callers did not wait for it."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _close(self, key: tuple[str, str, int]) -> None:
         await asyncio.sleep(WINDOW_SECONDS)
         events, answer = self._open.pop(key)

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from lading.v1 import options_pb2
-from lading_server import names
+from lading_server import errors, names
 from lading_server.call import Call
 from lading_server.interceptors.validation import Check, checks_of
 
@@ -42,7 +41,10 @@ class Method:
     redact: Callable[[Any], Any] | None
 
     def describe(self, call: Call, request: Any, size: int) -> None:
-        """Note target, reason and the request, without its secrets, on the call. `size`: bytes on the wire."""
+        """Note target, reason and the request, without its secrets, on the call. `size`: bytes on the wire.
+
+        Raises InvalidArgument for values that JSON cannot say, such as a time after the year 9999.
+        """
         rule = self.rule
         if rule.target_field and not call.targets:
             target, agent = names.target_of(rule.target_type, getattr(request, rule.target_field))
@@ -58,7 +60,11 @@ class Method:
             call.details["request"] = {"bytes": size, **({"sha256": hashlib.sha256(raw).hexdigest()} if raw else {})}
             return
         shown = self.redact(request) if self.redact else request
-        call.details["request"] = MessageToDict(shown, preserving_proto_field_name=True)
+        try:
+            call.details["request"] = json_format.MessageToDict(shown, preserving_proto_field_name=True)
+        except (ValueError, json_format.Error) as failure:
+            call.details["request"] = {"bytes": size}
+            raise errors.InvalidArgument("a time, duration or number of the request is out of its range") from failure
 
 
 UNKNOWN = Method("", options_pb2.AuditRule(action="rpc.unknown"), True, (), None)
@@ -119,14 +125,24 @@ def holds_secrets(descriptor: Descriptor, seen: set[str]) -> bool:
 def hide(message: Message) -> None:
     """Put REDACTED in the place of every marked value; a value of another kind than text is cleared."""
     for field, value in message.ListFields():
+        mapped = value_of(field)
         if field.GetOptions().debug_redact:
-            if field.message_type and field.message_type.GetOptions().map_entry:
+            if mapped is not None and mapped.type == FieldDescriptor.TYPE_STRING:
                 for key in list(value):
                     value[key] = REDACTED
             elif field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
                 setattr(message, field.name, REDACTED)
             else:
                 message.ClearField(field.name)
-        elif field.message_type and not field.message_type.GetOptions().map_entry:
+        elif mapped is not None:
+            for inner in value.values() if mapped.message_type else ():
+                hide(inner)
+        elif field.message_type:
             for inner in value if field.is_repeated else (value,):
                 hide(inner)
+
+
+def value_of(field: FieldDescriptor) -> FieldDescriptor | None:
+    """The field of a map's values; None for a field that is no map."""
+    entry = field.message_type
+    return entry.fields_by_name["value"] if entry and entry.GetOptions().map_entry else None

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from lading_server import errors
 from lading_server.ledger.ledger import Ledger
+from lading_server.ledger.transaction import Transaction
 from lading_server.store.event_counts import DAY, FACETS, HOUR, MINUTE, SECOND, TOTAL, by_field, floor, growth
 from lading_server.store.reader import Reader
 from lading_server.store.schema import event_counts, logs
@@ -19,7 +22,7 @@ CHUNK = 1_000
 PAUSE_SECONDS = 2.0
 
 
-def count(connection: sa.Connection, organization: str, limit: int = CHUNK) -> bool:
+def count(connection: sa.Connection, organization: str, limit: int) -> bool:
     """Count at most `limit` more events of a log, whose head is locked; whether there are still more.
 
     The roll-ups and `logs.counted` move in one transaction, so that a crash leaves no event counted twice or never.
@@ -61,7 +64,7 @@ def insert(dialect: str, organization: str, begin: int, end: int) -> sa.Insert:
     )
 
 
-def total(rows: sa.CTE, width: int) -> sa.Select[tuple[int, int, str, int, bool, int, int]]:
+def total(rows: sa.CTE, width: int) -> sa.Select[Any]:
     begins_at = floor(rows.c.recorded_at, width).label("begins_at")
     sums_of_all = sa.select(
         sa.literal_column(str(TOTAL)).label("field"),
@@ -73,7 +76,7 @@ def total(rows: sa.CTE, width: int) -> sa.Select[tuple[int, int, str, int, bool,
     return with_width(width, sums_of_all.group_by(begins_at, rows.c.changes))
 
 
-def with_width(width: int, select: sa.Select) -> sa.Select:
+def with_width(width: int, select: sa.Select[Any]) -> sa.Select[Any]:
     part = select.subquery()
     return sa.select(sa.literal_column(str(width // SECOND)).label("width"), *part.c)
 
@@ -87,13 +90,16 @@ async def keep(ledger: Ledger, reader: Reader) -> None:
     while True:
         try:
             for organization in await reader.read(behind):
-                while await ledger.commit(
-                    (organization,), lambda transaction, of=organization: count(transaction.connection, of)
-                ):
+                while await ledger.commit((organization,), partial(count_more, organization)):
                     pass
         except errors.Error as failure:
             log.warning("events are not counted: %s", failure)
         await asyncio.sleep(PAUSE_SECONDS)
+
+
+def count_more(organization: str, transaction: Transaction) -> bool:
+    """As a unit of the ledger: count CHUNK more events; whether there are still more."""
+    return count(transaction.connection, organization, CHUNK)
 
 
 def behind(connection: sa.Connection) -> list[str]:

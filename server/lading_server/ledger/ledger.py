@@ -27,8 +27,9 @@ R = TypeVar("R")
 QUEUE_MAX = 20_000
 BATCH_MAX = 1_000
 LINGER_SECONDS = 0.005
-LINGER_FROM = 24
-"""A batch at least this large before means load: then it pays to wait for company."""
+LINGER_STEP_SECONDS = 0.001
+LINGER_FROM = 2
+"""So many waiting, now or in the last batch, mean load: then it pays to wait while company keeps coming."""
 ANSWER_SECONDS = 1.8
 """A caller is told UNAVAILABLE after this long: below the 2 s that are promised."""
 
@@ -170,11 +171,11 @@ class Ledger:
                     if self._closing:
                         return []
                     self._wake.wait()
-            if self._last_size >= LINGER_FROM:
-                enough = min(BATCH_MAX, self._last_size * 2)
-                until = time.monotonic() + LINGER_SECONDS
-                while len(self._waiting) < enough and (left := until - time.monotonic()) > 0:
-                    time.sleep(min(left, 0.001))
+            if max(len(self._waiting), self._last_size) >= LINGER_FROM:
+                until, before = time.monotonic() + LINGER_SECONDS, 0
+                while before < len(self._waiting) < BATCH_MAX and time.monotonic() < until:
+                    before = len(self._waiting)
+                    time.sleep(LINGER_STEP_SECONDS)
             batch: list[Unit[Any]] = []
             while self._waiting and len(batch) < BATCH_MAX:
                 unit = self._waiting.popleft()

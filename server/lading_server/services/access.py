@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from lading.v1 import access_pb2, access_pb2_grpc, audit_log_pb2
 from lading_server import call, diff, errors, names, paging, tokens
@@ -14,6 +13,7 @@ from lading_server.event import SYSTEM, ActorType, Event, Outcome, Stage
 from lading_server.identity import Identity
 from lading_server.ledger.transaction import Transaction
 from lading_server.roles import Role
+from lading_server.services.resources import stamp
 from lading_server.settings import ISSUER
 from lading_server.store import access
 from lading_server.store.reader import Reader
@@ -46,7 +46,7 @@ class Access(access_pb2_grpc.AccessServicer):
             organization=who.organization,
             roles=[access_pb2.Role.ValueType(role) for role in sorted(who.roles)],
             permissions=sorted(who.permissions),
-            expires_at=timestamp(who.expires_at) if who.expires_at is not None else None,
+            expires_at=stamp(who.expires_at),
         )
 
     async def AssignRole(self, request: access_pb2.AssignRoleRequest, context: Any) -> Change[access_pb2.RoleBinding]:  # type: ignore[override]
@@ -116,7 +116,7 @@ class Access(access_pb2_grpc.AccessServicer):
             ]
             # So that the new organization's own history begins with its birth.
             transaction.append(echo(who, name, "organization.create"))
-            return access_pb2.Organization(name=name, created_at=timestamp(at))
+            return access_pb2.Organization(name=name, created_at=stamp(at))
 
         return Change(apply, organizations=(name,))
 
@@ -250,7 +250,7 @@ def binding(row: access.Row) -> access_pb2.RoleBinding:
     return access_pb2.RoleBinding(
         subject=row.subject,
         role=access_pb2.Role.ValueType(row.role),
-        created_at=timestamp(row.created_at),
+        created_at=stamp(row.created_at),
         created_by=row.created_by,
     )
 
@@ -261,12 +261,8 @@ def token(row: Any) -> access_pb2.Token:
         type=audit_log_pb2.ActorType.ValueType(row.type),
         subject=row.subject,
         email=row.email,
-        created_at=timestamp(row.created_at),
-        expires_at=timestamp(row.expires_at),
-        revoked_at=timestamp(row.revoked_at) if row.revoked_at is not None else None,
+        created_at=stamp(row.created_at),
+        expires_at=stamp(row.expires_at),
+        revoked_at=stamp(row.revoked_at),
         created_by=row.created_by,
     )
-
-
-def timestamp(at: int) -> Timestamp:
-    return Timestamp(seconds=at // 1_000_000, nanos=at % 1_000_000 * 1000)

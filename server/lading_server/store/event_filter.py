@@ -5,6 +5,7 @@ looked for as what the ledger stores in its place.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ ACTIONS_MAX = 300
 """A log with more actions than this is searched for a verb row by row."""
 
 Condition = sa.ColumnElement[bool]
+UNSUCCESSFUL: Condition = events.c.outcome > sa.literal_column("1")
+"""As the index of these has it."""
+CHANGES: Condition = sa.literal_column("events.changes").self_group()  # of no type, for which SQLite gets "= 1"
 
 
 class Field(IntEnum):
@@ -85,7 +89,7 @@ def conditions(
     elif wanted.latest_only:
         found.append(events.c.superseded_by.is_(None) | (events.c.superseded_by >= as_of))
     if wanted.changes_only:
-        found.append(sa.literal_column("events.changes", sa.Boolean))
+        found.append(CHANGES)
     return found
 
 
@@ -95,7 +99,8 @@ def condition_of(match: Match, text: "Text", actions: Sequence[str] | None = Non
     if match.field in NAMED:
         return named_condition(match, values)
     if match.field == Field.ACTION and actions is not None:
-        found: Condition = events.c.action.in_([action for action in actions if is_action(action, values)])
+        meant = [action for action in actions if is_action(action, values)]
+        found: Condition = events.c.action.in_(meant) if meant else sa.false()
     else:
         found = sa.or_(
             *FINDERS[match.field](text, [v for v in values if "*" not in v], [v for v in values if "*" in v])
@@ -121,12 +126,21 @@ class Text:
         found = [column.in_(exact)] if exact else []
         return found + [self.like(column, pattern) for pattern in patterns]
 
-    def detail(self, key: str) -> sa.ColumnElement[str]:
-        """The JSON text of one of an event's details; empty when it is absent."""
+    def detail(self, key: str, value: str, forms: Iterable[str] = ("{}",)) -> Condition:
+        """One of an event's details is like one of the forms of a value."""
         # Not ->>, which fails on an escaped NUL anywhere in the document.
-        if self._is_postgresql:
-            return sa.literal_column(f"coalesce((events.details::json -> '{key}')::text, '')", sa.Text)
-        return sa.literal_column(f"coalesce(events.details -> '$.{key}', '')", sa.Text)
+        at = f"events.details::json -> '{key}'" if self._is_postgresql else f"events.details -> '$.{key}'"
+        found = sa.literal_column(f"coalesce(cast({at} AS text), '')", sa.Text)
+        # The first condition spares most documents from being parsed, the second is exact.
+        somewhere = f'*"{key}":"*{quoted(value)[1:-1]}*'
+        return self.like(events.c.details, somewhere) & sa.or_(
+            *(self.like(found, quoted(form.format(value))) for form in forms)
+        )
+
+
+def quoted(value: str) -> str:
+    """As the ledger writes it in JSON."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def indexed(column: sa.Column[str], values: Sequence[str]) -> list[Condition]:
@@ -153,16 +167,14 @@ def by_target(text: Text, exact: Sequence[str], patterns: Sequence[str]) -> list
     found: list[Condition] = []
     name = sa.literal_column(schema.TARGET_NAME, sa.Text)
     for value in exact:
-        last = value.rpartition("/")[2]
         if not value:
             found.append(events.c.target == "")
-            continue
-        part = (name == last[:200]) & (events.c.target != sa.literal_column("''"))
-        if "/" in value:
-            part &= events.c.target == value
-        elif len(value) > 200:
-            part &= (events.c.target == value) | events.c.target.endswith(f"/{value}", autoescape=True)
-        found.append(part)
+        elif "/" in value:
+            found += indexed(events.c.target, [value])
+        else:
+            found.append((name == value[:200]) & (events.c.target != sa.literal_column("''")))
+            if len(value) > 200:
+                found[-1] &= (events.c.target == value) | events.c.target.endswith(f"/{value}", autoescape=True)
     return [*found, *text.any_of(events.c.target, (), [*patterns, *(f"*/{value}" for value in patterns)])]
 
 
@@ -178,14 +190,13 @@ def by_operation(text: Text, exact: Sequence[str], patterns: Sequence[str]) -> l
 def by_correlation(text: Text, exact: Sequence[str], patterns: Sequence[str]) -> list[Condition]:
     found = [*indexed(events.c.request_id, exact), *text.any_of(events.c.request_id, (), patterns)]
     # A trace id has no index: rows are read for what can be one, and for nothing else.
-    traces = [f'"{value}"' for value in exact if re.fullmatch("[0-9a-f]{32}", value)]
-    patterns = [f'"{value}"' for value in patterns]
-    return [*found, *text.any_of(text.detail("trace_id"), traces, patterns)]
+    traces = [value for value in exact if re.fullmatch("[0-9a-f]{32}", value)]
+    return [*found, *(text.detail("trace_id", value) for value in (*traces, *patterns))]
 
 
 def by_peer(text: Text, exact: Sequence[str], patterns: Sequence[str]) -> list[Condition]:
-    forms = ('"{}"', '"ipv4:{}:*"', '"ipv6:[{}]:*"', '"ipv6:%5B{}%5D:*"')
-    return text.any_of(text.detail("peer"), (), [form.format(v) for v in (*exact, *patterns) for form in forms])
+    forms = ("{}", "ipv4:{}:*", "ipv6:[{}]:*", "ipv6:%5B{}%5D:*")
+    return [text.detail("peer", value, forms) for value in (*exact, *patterns)]
 
 
 def by_column(
@@ -231,10 +242,11 @@ def named_condition(match: Match, values: Sequence[str]) -> Condition:
     if match.negate:
         numbers = set(names.values()) - numbers
     condition: Condition = column.in_(sorted(numbers))
-    succeeds = Outcome.SUCCESS if match.field == Field.OUTCOME else Code.OK
-    if match.field != Field.ACTOR_TYPE and succeeds not in numbers:
-        # No success has another code than OK: this is what the index of the rest wants to read.
-        condition &= events.c.outcome != sa.literal_column("1")
+    if match.field == Field.OUTCOME and min(numbers, default=0) > Outcome.SUCCESS:
+        condition &= UNSUCCESSFUL
+    if match.field == Field.CODE and Code.OK not in numbers:
+        # No success, and nothing that has not ended, has another code than OK.
+        condition &= events.c.outcome.in_([outcome for outcome in Outcome if outcome > Outcome.SUCCESS]) & UNSUCCESSFUL
     return condition
 
 
@@ -258,6 +270,14 @@ def actions_of(connection: sa.Connection, organization: str) -> list[str] | None
     listed = sa.select(names.c.action).where(names.c.action.is_not(None)).limit(ACTIONS_MAX + 1)
     found = list(connection.scalars(listed))
     return found if len(found) <= ACTIONS_MAX else None
+
+
+def is_lookup(wanted: EventFilter) -> bool:
+    """Whether it asks for ids: then indexes have the few events, and the order of the log leads astray."""
+    ids = (Field.OPERATION, Field.CORRELATION, Field.EVENT)
+    return any(match.field in ids and not match.negate for match in wanted.matches) or any(
+        is_uuid(word.lower()) for word in wanted.words
+    )
 
 
 def needs_actions(wanted: EventFilter) -> bool:

@@ -6,13 +6,13 @@ knows stops after SCAN_SECONDS with a page that is short, or empty, and says whe
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from lading_server.store.event_filter import Condition, EventFilter, actions_of, conditions, needs_actions
+from lading_server.store.event_filter import Condition, EventFilter, actions_of, conditions, is_lookup, needs_actions
 from lading_server.store.schema import events, logs
 
 SCAN_SECONDS = 1.0
@@ -22,7 +22,8 @@ PIECE_SECONDS = 0.1
 GROWTH_MAX = 8
 TAIL_PIECE = 20_000
 
-Row = sa.Row[Any]
+Row = Any
+"""A row of the table: its columns by name. (As an sa.Row, `index` and `count` would be those of a tuple.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ def get(connection: sa.Connection, organization: str, id: str) -> Row | None:
     return connection.execute(found).first()
 
 
+def with_ids(connection: sa.Connection, ids: Sequence[str]) -> list[Row]:
+    """The events that have one of these ids, of any organization."""
+    return list(connection.execute(sa.select(events).where(events.c.id.in_(ids))))
+
+
 def page(
     connection: sa.Connection,
     organization: str,
@@ -78,22 +84,22 @@ def page(
     if as_of is not None:
         high = min(high, as_of)
     if after is not None:
-        return page_after(connection, organization, of_filter, limit, max(low, after + 1), high)
+        low = max(low, after + 1)
+        rows, reached = find(connection, organization, of_filter, limit + 1, low, high, order(wanted), upwards=True)
+        newer = rows[limit - 1].index if len(rows) > limit else reached - 1 if reached < high else None
+        rows = rows[:limit][::-1]
+        return Page(rows, rows[-1].index if rows else low, newer)
     from_start = before is None
     high = high if before is None else min(high, before)
-    rows, reached = find(connection, organization, of_filter, limit + 1, low, high)
+    rows, reached = find(connection, organization, of_filter, limit + 1, low, high, order(wanted).desc())
     older = rows[limit - 1].index if len(rows) > limit else reached if reached > low else None
     newer = None if from_start else rows[0].index if rows else high - 1
     return Page(rows[:limit], older, newer)
 
 
-def page_after(
-    connection: sa.Connection, organization: str, of_filter: list[Condition], limit: int, low: int, high: int
-) -> Page:
-    rows, reached = find(connection, organization, of_filter, limit + 1, low, high, upwards=True)
-    newer = rows[limit - 1].index if len(rows) > limit else reached - 1 if reached < high else None
-    rows = rows[:limit][::-1]
-    return Page(rows, rows[-1].index if rows else low, newer)
+def order(wanted: EventFilter) -> sa.ColumnElement[int]:
+    """The order of the log; for ids in a form that keeps the planner from walking the log in it."""
+    return events.c.index + sa.literal_column("0") if is_lookup(wanted) else events.c.index
 
 
 def find(
@@ -103,13 +109,13 @@ def find(
     limit: int,
     low: int,
     high: int,
+    order: sa.ColumnElement[int],
     *,
     upwards: bool = False,
 ) -> tuple[list[Row], int]:
     """The first `limit` events in [low, high), from above unless `upwards`, and the index that the search reached."""
     rows: list[Row] = []
     reached = low if upwards else high
-    order = events.c.index if upwards else events.c.index.desc()
     for begin, end in pieces(low, high, upwards=upwards):
         found = within(sa.select(events), organization, begin, end).where(*of_filter)
         rows += connection.execute(found.order_by(order).limit(limit - len(rows)))
@@ -128,7 +134,7 @@ def following(
         return [], position, size
     end = min(size, position + TAIL_PIECE)
     found = within(sa.select(events), organization, position, end).where(*conditions(wanted, connection.dialect.name))
-    rows = list(connection.execute(found.order_by(events.c.index).limit(limit)))
+    rows: list[Row] = list(connection.execute(found.order_by(events.c.index).limit(limit)))
     return rows, rows[-1].index + 1 if len(rows) == limit else end, size
 
 

@@ -148,7 +148,7 @@ logs = sa.Table(
     sa.Column("counted", sa.BigInteger, nullable=False),
 )
 TARGET_NAME = "substr(target, length(rtrim(target, replace(target, '/', ''))) + 1, 200)"
-"""SQL for the part of a target after its last slash, as the index `events_target` has it."""
+"""SQL for the part of a target after its last slash, as the index `events_target_name` has it."""
 events = sa.Table(
     "events",
     metadata,
@@ -203,6 +203,14 @@ events = sa.Table(
     sa.Index(
         "events_target",
         "organization",
+        "target",
+        "index",
+        sqlite_where=sa.text("target <> ''"),
+        postgresql_where=sa.text("target <> ''"),
+    ),
+    sa.Index(
+        "events_target_name",
+        "organization",
         sa.text(TARGET_NAME),
         "index",
         sqlite_where=sa.text("target <> ''"),
@@ -229,8 +237,8 @@ events = sa.Table(
         "organization",
         "outcome",
         "index",
-        sqlite_where=sa.text("outcome <> 1"),
-        postgresql_where=sa.text("outcome <> 1"),
+        sqlite_where=sa.text("outcome > 1"),
+        postgresql_where=sa.text("outcome > 1"),
     ),
     sa.Index(
         "events_changes",

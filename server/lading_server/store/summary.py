@@ -8,19 +8,21 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from lading_server.errors import Code
 from lading_server.event import Outcome
-from lading_server.store import event_counts as counts
 from lading_server.store import events as log_of
-from lading_server.store.event_counts import DAY, HOUR, MINUTE, SECOND, TOTAL, by_field
+from lading_server.store.event_counts import DAY, HOUR, MINUTE, SECOND, TOTAL, by_field, counted, growth, without_index
 from lading_server.store.event_filter import EventFilter, Field, actions_of, conditions, needs_actions
 from lading_server.store.schema import event_counts, events
 
 COUNT_MAX = 100_000
 """Events that one summary reads."""
+ROWS = -1
+"""In the place of a field: how many rows, whatever their weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,12 @@ class Tally:
     def count_events(self, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> int:
         """Add the sums over `counted` rows with their bar; returns how many rows there were."""
         of = rows.cte("counted")
-        bars = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, sa.func.sum(of.c.total), sa.func.sum(of.c.failed))
-        size = sa.select(sa.literal_column("-1"), sa.literal_column("''"), sa.func.count(), sa.literal_column("0"))
-        parts = [bars.group_by(of.c.bar), *by_field(of, self._fields), size.select_from(of)]
-        *sums, (_, _, number, _) = self._connection.execute(sa.union_all(*parts))
-        self._add(sums)
-        return int(number)
+        sums = sa.func.sum(of.c.total), sa.func.sum(of.c.failed)
+        bars = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, *sums).group_by(of.c.bar)
+        text, number = sa.literal_column("''", sa.Text), sa.literal_column("0", sa.Integer)
+        size = sa.select(number + ROWS, text, sa.func.count(), number).select_from(of)
+        self._add(self._connection.execute(sa.union_all(bars, *by_field(of, self._fields), size)))
+        return self._sums.pop((ROWS, ""))[0]
 
     def count_rollups(self, first: int, last: int, changes_only: bool) -> None:
         """Add what the roll-ups have of the whole hours in [first, last)."""
@@ -131,7 +133,9 @@ class Tally:
         """All of them, oldest first."""
         of = self._grid
         numbers = range(of.size)
-        return [Bar(of.begins_at + number * of.width, *self._sums.get((TOTAL, str(number)), (0, 0))) for number in numbers]
+        return [
+            Bar(of.begins_at + number * of.width, *self._sums.get((TOTAL, str(number)), (0, 0))) for number in numbers
+        ]
 
     def facets(self, values_max: int) -> dict[Field, list[Value]]:
         """The most frequent values of each field."""
@@ -162,23 +166,48 @@ def summarize(
 ) -> Summary:
     """The counts of the last words that match, over the times of the grid (those of the filter are not looked at)."""
     tally = Tally(connection, organization, grid, fields)
-    counted = count_matching if wanted.matches or wanted.words else count_all
-    capped = counted(connection, organization, wanted, grid, tally)
+    count = count_matching if wanted.matches or wanted.words else count_all
+    capped = count(connection, organization, wanted, grid, tally)
     bars = tally.bars()
     total, failed = sum(bar.total for bar in bars), sum(bar.failed for bar in bars)
     return Summary(total, failed, grid.width, bars, tally.facets(values_max), capped)
 
 
-def count_all(
-    connection: sa.Connection, organization: str, wanted: EventFilter, grid: Grid, tally: Tally
-) -> bool:
+def count_all(connection: sa.Connection, organization: str, wanted: EventFilter, grid: Grid, tally: Tally) -> bool:
+    """Whole hours from the roll-ups, and the rest from the events; whether some were left out."""
     log = log_of.log(connection, organization)
     first = -(-grid.since // HOUR) * HOUR
-    # An hour that is not over is whole, too, when no event in it is past the end.
-    last = (grid.until if grid.until <= log.recorded_at else max(log.recorded_at, grid.until) + HOUR) // HOUR * HOUR
+    # The last hour is whole, too, when all of its events are before the end.
+    last = (grid.until + HOUR * (grid.until > log.recorded_at)) // HOUR * HOUR
     if first >= last:
         return count_matching(connection, organization, wanted, grid, tally)
     tally.count_rollups(first, last, wanted.changes_only)
     bar = tally.bar(events.c.recorded_at)
     end = min(log.size, log.counted + COUNT_MAX)
-    ...
+    uncounted = growth(organization, log.counted, end, bar).subquery()
+    recorded_at = without_index(uncounted.c.recorded_at)
+    parts = [sa.select(uncounted).where(recorded_at >= first, recorded_at < last)]
+    for since, until in ((grid.since, first), (last, grid.until)):
+        low, high = log_of.span(connection, organization, EventFilter(since=since, until=until))
+        if low < high:
+            rest = log_of.within(counted(events.c.count, bar), organization, low, high)
+            parts.append(rest.where(events.c.superseded_by.is_(None)))
+    rows = sa.union_all(*parts).subquery()
+    tally.count_events(sa.select(rows).where(rows.c.changes) if wanted.changes_only else sa.select(rows))
+    return end < log.size
+
+
+def count_matching(connection: sa.Connection, organization: str, wanted: EventFilter, grid: Grid, tally: Tally) -> bool:
+    """The events themselves, newest first; whether that stopped before the oldest, at COUNT_MAX or for want of time."""
+    actions = actions_of(connection, organization) if needs_actions(wanted) else None
+    of_filter = [events.c.superseded_by.is_(None), *conditions(wanted, connection.dialect.name, actions)]
+    low, high = log_of.span(connection, organization, EventFilter(since=grid.since, until=grid.until))
+    left, reached = COUNT_MAX, high
+    for begin, end in log_of.pieces(low, high):
+        rows = log_of.within(counted(events.c.count, tally.bar(events.c.recorded_at)), organization, begin, end)
+        newest = rows.where(*of_filter).order_by(events.c.index.desc()).limit(left)
+        left -= tally.count_events(newest)
+        if not left:
+            return True
+        reached = begin
+    return reached > low

@@ -26,7 +26,7 @@ class FakeRuntime:
         self.late = False
         self.log_pieces: list[LogPiece] = []
         self.past: list[RuntimeEvent] = []
-        self.snapshots = 0
+        self.snapshots = asyncio.Semaphore(0)
         self.listeners: set[asyncio.Queue[RuntimeEvent | None]] = set()
         self.listening = asyncio.Event()
         for name in names:
@@ -46,7 +46,7 @@ class FakeRuntime:
         return "fake 1"
 
     async def containers(self) -> list[Container]:
-        self.snapshots += 1
+        self.snapshots.release()
         self._fail("containers")
         return list(self.by_name.values())
 

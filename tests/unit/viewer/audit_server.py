@@ -213,8 +213,8 @@ def failed(event: Event) -> bool:
 def serve(log: Log, address: str = "127.0.0.1:0") -> tuple[str, Callable[[], object]]:
     """HOST:PORT of a server over the log, and what stops it."""
     server = grpc.server(futures.ThreadPoolExecutor(8))
-    audit_log_pb2_grpc.add_AuditLogServicer_to_server(AuditLog(log), server)
-    access_pb2_grpc.add_AccessServicer_to_server(Access(log), server)
+    audit_log_pb2_grpc.add_AuditLogServicer_to_server(AuditLog(log), server)  # type: ignore[abstract]
+    access_pb2_grpc.add_AccessServicer_to_server(Access(log), server)  # type: ignore[abstract]
     port = server.add_insecure_port(address)
     server.start()
     return f"127.0.0.1:{port}", lambda: server.stop(None).wait(5)

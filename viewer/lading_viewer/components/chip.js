@@ -20,7 +20,7 @@ const ICONS = {
   right: 'M5 2l5 5-5 5-1.2-1.2L7.6 7 3.8 3.2z',
   link: 'M6 4H4a3 3 0 000 6h2V8.5H4a1.5 1.5 0 010-3h2zm2 0v1.5h2a1.5 1.5 0 010 3H8V10h2a3 3 0 000-6zM5 6.3h4v1.4H5z',
   funnel: 'M1 2h12L8.5 7.5V13l-3-1.8V7.5z',
-  cloud: 'M4 12a3 3 0 01-.400-6A4 4 0 0111 5.5 3.3 3.3 0 0110.7 12zM2 1.2L3.1.2 13 12.8l-1.1 1z',
+  warning: 'M7 .8l6.8 12.4H.2zM6.2 5v4.2h1.6V5zM6.2 10.2v1.6h1.6v-1.6z',
 };
 
 function make(tag, attributes, ...children) {
@@ -42,6 +42,7 @@ function icon(name) {
   svg.setAttribute('aria-hidden', 'true');
   const path = document.createElementNS('http://www.w3.org/2000/svg', 'path');
   path.setAttribute('d', ICONS[name]);
+  path.setAttribute('fill-rule', 'evenodd');
   svg.append(path);
   return svg;
 }
@@ -50,7 +51,12 @@ function chip(look) {
   return make('span', { class: `chip ${look.tone} ${look.fill}`, title: look.title }, icon(look.icon), look.word);
 }
 
-const count = (number) => number.toLocaleString('en').replaceAll(',', '\u202f');
+// `lading ps` between backticks is drawn as code.
+function prose(text) {
+  return text.split('`').map((part, index) => (index % 2 ? make('code', {}, part) : part));
+}
+
+const count = (number) => number.toLocaleString('en').replaceAll(',', '\u00a0');
 
 async function copy(text, button) {
   await navigator.clipboard.writeText(text);

@@ -50,7 +50,7 @@ export default function ({ parentElement: host, data, setTriggerValue }) {
     make('div', { class: 'chips' }, ...data.chips.map(chip)),
     make('p', { class: 'sentence' }, ...data.sentence.map((part) => (part.strong ? make('b', {}, part.text) : part.text))),
     ...(data.error ? [make('div', { class: 'error bad', role: 'alert' }, make('b', {}, data.error.code), data.error.text ? ` ${data.error.text}` : '',
-      data.error.advice ? make('div', { class: 'advice' }, data.error.advice) : null)] : []),
+      data.error.advice ? make('div', { class: 'advice' }, ...prose(data.error.advice)) : null)] : []),
     make('table', { 'aria-label': 'Fields', class: 'fields' }, ...data.fields.map((field) => fieldRow(field, act))),
     ...(data.change ? [change(data.change)] : []),
     ...(data.timeline.length ? [timeline(data.timeline, act)] : []),

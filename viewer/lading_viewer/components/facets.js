@@ -1,4 +1,4 @@
-// data: {groups: [{field, name, folded, values: [{value, word, icon, tone, total, failed, state, hot}]}]}. `state` is
+// data: {organization, groups: [{field, name, folded, values: [{value, word, icon, tone, total, failed, state, hot}]}]}. `state` is
 // 'in', 'out' or ''. Triggers: pick = {field, value, exclude}.
 function addValue(group, value, most, setTriggerValue) {
   const share = value.failed ? make('span', { class: 'failed', style: `width:${(100 * value.failed) / value.total}%` }) : null;
@@ -29,5 +29,7 @@ export default function ({ parentElement: host, data, setTriggerValue }) {
     const unfolded = host.querySelector(`details[data-field=${group.field}]`)?.open;
     return make('details', { 'data-field': group.field, open: unfolded }, make('summary', {}, group.name), ...values);
   });
-  host.querySelector('.root').replaceChildren(...groups);
+  const brand = make('div', { class: 'brand' }, make('img', { src: '/icon.png', alt: '' }), make('b', {}, 'Lading'),
+    make('span', { class: 'quiet' }, data.organization));
+  host.querySelector('.root').replaceChildren(brand, ...groups);
 }

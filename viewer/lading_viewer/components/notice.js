@@ -8,7 +8,7 @@ export default function ({ parentElement: host, data, setTriggerValue }) {
   const link = data.sign_in ? make('a', { class: 'button', href }, data.sign_in) : null;
   host.querySelector('.root').replaceChildren(make(
     'section', { class: data.tone, role: data.tone === 'bad' ? 'alert' : 'status', 'data-testid': data.testid },
-    make('p', {}, icon(data.icon), make('span', {}, make('b', {}, data.title), data.text ? ` ${data.text}` : '')),
+    make('p', {}, icon(data.icon), make('span', {}, make('b', {}, data.title), ...prose(data.text ? ` ${data.text}` : ''))),
     ...data.lines.map((line) => make('p', { class: 'line' }, line)),
     make('div', { class: 'actions' }, ...actions, link, wait),
   ));

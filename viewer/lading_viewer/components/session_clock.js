@@ -6,6 +6,7 @@ export default function ({ parentElement: host, data }) {
   const rest = () => [...block.parentElement.children].filter((each) => each !== block)
     .concat(document.querySelector('[data-testid=stSidebar]') ?? []);
   let shown = '';
+  block.style.position = 'absolute'; // what says nothing takes no room
   const tick = () => {
     const left = data.expires_at_ms - Date.now();
     const ended = left <= 0;
@@ -13,6 +14,7 @@ export default function ({ parentElement: host, data }) {
     if (ended) for (const each of rest()) { each.inert = true; each.style.filter = 'grayscale(1) opacity(.7)'; }
     if (text === shown) return;
     shown = text;
+    block.style.position = '';
     const href = `/signin?next=${encodeURIComponent(location.pathname + location.search)}`;
     root.replaceChildren(make('div', { class: 'banner', role: ended ? 'alert' : 'status', 'data-testid': ended ? 'error-expired' : 'session-soon' },
       icon('clock'), text, make('a', { href }, 'Sign in')));

@@ -1,0 +1,3 @@
+from lading_client.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""A control plane written by hand: a real gRPC server that says what a test has it say."""
+
+import asyncio
+import base64
+import json
+import pathlib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from lading.v1.agent_link_pb2 import (
+    BulkRequest,
+    BulkResponse,
+    ConnectRequest,
+    ConnectResponse,
+    Dispatch,
+    Envelope,
+    Hello,
+    OpenBulk,
+    ResultReceipt,
+    Welcome,
+)
+from lading.v1.agent_link_pb2_grpc import AgentLinkServicer, add_AgentLinkServicer_to_server
+from lading.v1.commands_pb2 import Verb
+from lading_agent.settings import Settings
+
+AGENT = "dock-1"
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def make_token(subject: str = AGENT) -> str:
+    """Unsigned: the agent only reads it, and this control plane believes anyone."""
+    claims = base64.urlsafe_b64encode(json.dumps({"sub": subject}).encode()).decode().rstrip("=")
+    return f"e30.{claims}.c2ln"
+
+
+def make_settings(server: str, data: pathlib.Path) -> Settings:
+    return Settings(server=server, name=AGENT, data=data, token_value=make_token(), labels={"env": "test"})
+
+
+def command(verb: str, container: str = "web", **arguments: Any) -> Envelope:
+    envelope = Envelope(
+        command=str(uuid.uuid4()), agent=AGENT, container=container, verb=Verb.Value(f"VERB_{verb.upper()}")
+    )
+    for key, value in arguments.items():
+        setattr(envelope.arguments, key, value)
+    return envelope
+
+
+@dataclass
+class Link:
+    """One Connect stream, seen from the server."""
+
+    context: Context
+    hello: Hello
+    metadata: dict[str, str]
+    epoch: int = 0
+    sent: int = 0
+    frames: list[ConnectRequest] = field(default_factory=list)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    passed: list[ConnectRequest] = field(default_factory=list)
+
+    async def send(self, frame: ConnectResponse, *, epoch: int | None = None, skip: int = 0) -> None:
+        self.sent += 1 + skip
+        frame.epoch, frame.seq = self.epoch if epoch is None else epoch, self.sent
+        await self.context.write(frame)
+
+    async def welcome(self, epoch: int, heartbeat: float = 15) -> None:
+        self.epoch = epoch
+        welcome = Welcome(window=64)
+        welcome.heartbeat.FromMicroseconds(int(heartbeat * 1e6))
+        await self.send(ConnectResponse(welcome=welcome))
+
+    async def dispatch(self, envelope: Envelope) -> None:
+        await self.send(ConnectResponse(dispatch=Dispatch(envelope=envelope)))
+
+    async def receipt(self, command: str) -> None:
+        await self.send(ConnectResponse(result_receipt=ResultReceipt(command=command)))
+
+    async def open_bulk(self, session: str, container: str = "web", **ask: Any) -> None:
+        await self.send(ConnectResponse(open_bulk=OpenBulk(session=session, container=container, **ask)))
+
+    async def next(self, kind: str) -> ConnectRequest:
+        """The next frame of this kind; others are passed over, and kept in `passed`."""
+        while True:
+            frame = await self.context.read()
+            assert isinstance(frame, ConnectRequest), f"the agent ended the stream before a {kind}"
+            self.frames.append(frame)
+            if frame.WhichOneof("frame") == kind:
+                return frame
+            self.passed.append(frame)
+
+    async def end(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "", **trailing: bytes) -> None:
+        """End the stream with this status."""
+        metadata = [(key.replace("_", "-"), value) for key, value in trailing.items()]
+        self.context.set_trailing_metadata(tuple(metadata))
+        self.context.set_code(code)
+        self.context.set_details(details)
+        self.over.set()
+
+
+@dataclass
+class BulkLink:
+    """One Bulk stream, seen from the server."""
+
+    context: Context
+    session: str
+    peer: str
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def next(self) -> BulkRequest | None:
+        message = await self.context.read()
+        return message if isinstance(message, BulkRequest) else None
+
+    async def stop(self) -> None:
+        await self.context.write(BulkResponse(stop=True))
+
+
+class ControlPlane(AgentLinkServicer):
+    """`link()` waits for the next session, `bulk()` for the next Bulk stream."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.refusal: tuple[grpc.StatusCode, str] | None = None
+        self.refused = asyncio.Semaphore(0)
+        self._links: asyncio.Queue[Link] = asyncio.Queue()
+        self._bulks: asyncio.Queue[BulkLink] = asyncio.Queue()
+
+    async def link(self) -> Link:
+        return await self._links.get()
+
+    async def bulk(self) -> BulkLink:
+        return await self._bulks.get()
+
+    async def Connect(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        if self.refusal:
+            self.refused.release()
+            await context.abort(*self.refusal)
+        first = await context.read()
+        metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
+        link = Link(context, first.hello, metadata)
+        link.frames.append(first)
+        self._links.put_nowait(link)
+        await link.over.wait()
+
+    async def Bulk(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        first = await context.read()
+        link = BulkLink(context, first.session, context.peer())
+        self._bulks.put_nowait(link)
+        await link.over.wait()
+
+
+@asynccontextmanager
+async def control_plane(port: int = 0) -> AsyncIterator[ControlPlane]:
+    """Serves on loopback until the block ends."""
+    plane = ControlPlane()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5000)])
+    add_AgentLinkServicer_to_server(plane, server)
+    plane.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    await server.start()
+    try:
+        yield plane
+    finally:
+        await server.stop(None)

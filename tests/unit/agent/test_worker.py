@@ -1,0 +1,373 @@
+"""The worker with a real journal and a runtime in memory."""
+
+import asyncio
+import pathlib
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from grpc import StatusCode
+
+from lading.v1.agent_link_pb2 import ConnectRequest, Dispatch, Envelope, Result
+from lading.v1.commands_pb2 import CommandState, Verb
+from lading_agent.errors import InDoubt, RuntimeFailure
+from lading_agent.inquiry import Inquiry
+from lading_agent.journal import Journal
+from lading_agent.worker import Worker
+from tests.unit.agent.fake_runtime import FakeRuntime
+
+AGENT = "dock-1"
+
+
+@dataclass
+class Bench:
+    """A worker and what it sends."""
+
+    folder: pathlib.Path
+    runtime: FakeRuntime = field(default_factory=lambda: FakeRuntime("web", "db"))
+    sent: asyncio.Queue[ConnectRequest] = field(default_factory=asyncio.Queue)
+
+    async def open(self) -> None:
+        self.journal = Journal(self.folder)
+        await self.journal.open()
+        self.worker = Worker(AGENT, self.runtime, self.journal, Inquiry(self.runtime, settle_within=0, patience=0))
+        self.worker.send = self.sent.put_nowait
+
+    async def close(self) -> None:
+        await self.worker.close()
+        await self.journal.close()
+
+    async def crash(self) -> None:
+        """As kill -9: what the journal has is what there is."""
+        await self.close()
+        self.sent = asyncio.Queue()
+        self.runtime.gates.clear()
+        await self.open()
+
+    async def dispatch(self, envelope: Envelope) -> None:
+        await self.worker.receive(Dispatch(envelope=envelope))
+
+    async def result(self, command: str = "") -> Result:
+        """The next result, or that of this command; others and acknowledgements are passed over."""
+        while True:
+            frame = await self.sent.get()
+            if frame.WhichOneof("frame") == "result" and command in ("", frame.result.command):
+                return frame.result
+
+
+@pytest.fixture
+async def bench(tmp_path: pathlib.Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    await bench.open()
+    yield bench
+    await bench.close()
+
+
+def command(verb: str, container: str = "web", *, within: float | None = None) -> Envelope:
+    envelope = Envelope(
+        command=str(uuid.uuid4()), agent=AGENT, container=container, verb=Verb.Value(f"VERB_{verb.upper()}")
+    )
+    if within is not None:
+        envelope.execute_within.FromMicroseconds(int(within * 1e6))
+    return envelope
+
+
+def outcome(result: Result) -> tuple[str, str]:
+    code = next(code for code in StatusCode if code.value[0] == result.code)
+    return CommandState.Name(result.state).removeprefix("COMMAND_STATE_"), code.name
+
+
+async def test_a_command_is_acknowledged_then_done_then_told(bench: Bench) -> None:
+    envelope = command("start")
+    await bench.dispatch(envelope)
+    first = await bench.sent.get()
+    assert first.acknowledge.command == envelope.command
+    result = await bench.result()
+    assert outcome(result) == ("SUCCEEDED", "OK")
+    assert result.evidence == "executed"
+    assert result.container_id == bench.runtime.by_name["web"].id
+    assert result.container.state == "running"
+    assert result.duration.ToNanoseconds() > 0
+
+
+async def test_commands_of_one_container_keep_their_order(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    for verb in ("start", "pause", "unpause", "stop"):
+        await bench.dispatch(command(verb))
+    await bench.runtime.reached["start web"].wait()
+    assert bench.runtime.calls == ["start web"]
+    gate.set()
+    assert [outcome(await bench.result())[0] for _ in range(4)] == ["SUCCEEDED"] * 4
+    assert bench.runtime.calls == ["start web", "pause web", "unpause web", "stop web"]
+
+
+async def test_containers_do_not_wait_for_each_other(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    await bench.dispatch(command("start", "web"))
+    await bench.dispatch(command("start", "db"))
+    assert (await bench.result()).container.name == "db"
+    gate.set()
+    assert (await bench.result()).container.name == "web"
+
+
+async def test_a_duplicate_is_answered_from_the_journal(bench: Bench) -> None:
+    envelope = command("start")
+    await bench.dispatch(envelope)
+    first = await bench.result()
+    await bench.dispatch(envelope)
+    assert (await bench.result()).state == first.state
+    assert bench.runtime.calls == ["start web"]
+
+
+async def test_a_duplicate_of_a_running_command_is_acknowledged_again(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    envelope = command("start")
+    await bench.dispatch(envelope)
+    await bench.dispatch(envelope)
+    acknowledged = [await bench.sent.get(), await bench.sent.get()]
+    assert [frame.acknowledge.command for frame in acknowledged] == [envelope.command] * 2
+    gate.set()
+    await bench.result()
+    assert bench.runtime.calls == ["start web"]
+
+
+async def test_the_same_id_with_other_content_is_rejected(bench: Bench) -> None:
+    envelope = command("start")
+    await bench.dispatch(envelope)
+    await bench.result()
+    envelope.container = "db"
+    await bench.dispatch(envelope)
+    assert outcome(await bench.result()) == ("REJECTED", "ALREADY_EXISTS")
+    assert bench.runtime.calls == ["start web"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"agent": "dock-2"}, "INVALID_ARGUMENT"),
+        ({"command": "not-a-uuid"}, "INVALID_ARGUMENT"),
+        ({"container": "../etc"}, "INVALID_ARGUMENT"),
+        ({"container": "we\0b"}, "INVALID_ARGUMENT"),
+        ({"container": ""}, "INVALID_ARGUMENT"),
+        ({"verb": 99}, "UNIMPLEMENTED"),
+    ],
+)
+async def test_what_is_not_for_this_agent_is_rejected(bench: Bench, change: dict[str, object], code: str) -> None:
+    envelope = command("start")
+    for key, value in change.items():
+        setattr(envelope, key, value)
+    await bench.dispatch(envelope)
+    assert outcome(await bench.result()) == ("REJECTED", code)
+    assert bench.runtime.calls == []
+    assert await bench.journal.depth() == 0
+
+
+async def test_the_runtimes_refusal_is_told_in_its_words(bench: Bench) -> None:
+    bench.runtime.by_name["web"].state = "running"
+    await bench.dispatch(command("start"))
+    result = await bench.result()
+    assert outcome(result) == ("FAILED", "FAILED_PRECONDITION")
+    assert result.error == "web is already running"
+
+
+async def test_stopping_what_does_not_run_fails_on_every_runtime(bench: Bench) -> None:
+    await bench.dispatch(command("stop"))
+    result = await bench.result()
+    assert outcome(result) == ("FAILED", "FAILED_PRECONDITION")
+    assert result.error == "the container is not running"
+
+
+async def test_an_unknown_container_fails_and_nothing_is_done(bench: Bench) -> None:
+    await bench.dispatch(command("start", "gone"))
+    assert outcome(await bench.result()) == ("FAILED", "NOT_FOUND")
+    assert bench.runtime.calls == []
+
+
+async def test_a_precondition_that_does_not_hold_names_what_differs(bench: Bench) -> None:
+    envelope = command("start")
+    envelope.precondition.state = "exited"
+    envelope.precondition.image_digest = "sha256:aa"
+    await bench.dispatch(envelope)
+    result = await bench.result()
+    assert outcome(result) == ("FAILED", "FAILED_PRECONDITION")
+    assert result.error == "precondition: state is 'created', not 'exited'"
+    assert bench.runtime.calls == []
+
+
+async def test_a_precondition_is_checked_when_its_turn_comes(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    await bench.dispatch(command("start"))
+    second = command("stop")
+    second.precondition.state = "running"
+    await bench.dispatch(second)
+    gate.set()
+    assert outcome(await bench.result(second.command)) == ("SUCCEEDED", "OK")
+
+
+async def test_a_queued_command_can_be_cancelled(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    await bench.dispatch(command("start"))
+    second = command("stop")
+    await bench.dispatch(second)
+    bench.worker.cancel(second.command)
+    gate.set()
+    assert outcome(await bench.result(second.command)) == ("CANCELLED", "CANCELLED")
+    assert bench.runtime.calls == ["start web"]
+
+
+async def test_cancelling_what_runs_lets_it_end_truthfully(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    envelope = command("start")
+    await bench.dispatch(envelope)
+    await bench.runtime.reached["start web"].wait()
+    bench.worker.cancel(envelope.command)
+    gate.set()
+    assert outcome(await bench.result()) == ("SUCCEEDED", "OK")
+
+
+async def test_a_pull_can_be_broken_off(bench: Bench) -> None:
+    bench.runtime.gate("pull web:2")
+    envelope = command("pull", "")
+    envelope.arguments.image = "web:2"
+    await bench.dispatch(envelope)
+    await bench.runtime.reached["pull web:2"].wait()
+    bench.worker.cancel(envelope.command)
+    assert outcome(await bench.result()) == ("CANCELLED", "CANCELLED")
+
+
+async def test_a_command_that_takes_too_long_fails(bench: Bench) -> None:
+    bench.runtime.gate("start web")
+    await bench.dispatch(command("start", within=0.05))
+    result = await bench.result()
+    assert outcome(result) == ("FAILED", "DEADLINE_EXCEEDED")
+    assert "not done within 0.05 s" in result.error
+
+
+async def test_a_command_whose_time_passed_in_the_queue_is_not_begun(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    await bench.dispatch(command("start"))
+    second = command("stop", within=0.001)
+    await bench.dispatch(second)
+    await bench.runtime.reached["start web"].wait()
+    asyncio.get_running_loop().call_later(0.01, gate.set)
+    result = await bench.result(second.command)
+    assert outcome(result) == ("FAILED", "DEADLINE_EXCEEDED")
+    assert "nothing was done" in result.error
+    assert bench.runtime.calls == ["start web"]
+
+
+async def test_a_runtime_that_broke_off_is_asked_what_happened(bench: Bench) -> None:
+    bench.runtime.failures["start"] = InDoubt("the engine broke off")
+    bench.runtime.late = True
+    await bench.dispatch(command("start"))
+    result = await bench.result()
+    assert outcome(result) == ("SUCCEEDED", "OK")
+    assert "StartedAt is now" in result.evidence
+
+
+async def test_what_no_evidence_decides_is_unknown(bench: Bench) -> None:
+    bench.runtime.failures["pull"] = InDoubt("the engine broke off")
+    envelope = command("pull", "")
+    envelope.arguments.image = "web:2"
+    await bench.dispatch(envelope)
+    assert outcome(await bench.result())[0] == "UNKNOWN"
+
+
+async def test_a_runtime_that_is_not_there_fails_commands_and_nothing_was_done(bench: Bench) -> None:
+    bench.runtime.failures["get"] = RuntimeFailure("connection refused", StatusCode.UNAVAILABLE)
+    await bench.dispatch(command("start"))
+    assert outcome(await bench.result()) == ("FAILED", "UNAVAILABLE")
+    assert bench.runtime.calls == []
+
+
+async def test_a_fault_in_the_runtime_does_not_stop_the_lane(bench: Bench) -> None:
+    bench.runtime.failures["start"] = ZeroDivisionError("oops")
+    await bench.dispatch(command("start"))
+    assert outcome(await bench.result()) == ("FAILED", "ABORTED")
+    await bench.dispatch(command("pause"))
+    assert outcome(await bench.result()) == ("SUCCEEDED", "OK")
+
+
+async def test_a_crash_before_it_began_settles_as_cancelled(bench: Bench) -> None:
+    bench.runtime.gate("start web")
+    await bench.dispatch(command("start"))
+    await bench.runtime.reached["start web"].wait()
+    waiting = command("stop")
+    await bench.dispatch(waiting)
+    await bench.crash()
+    await bench.worker.recover()
+    result = await bench.result(waiting.command)
+    assert outcome(result) == ("CANCELLED", "ABORTED")
+    assert result.evidence == "journal"
+    assert "stop web" not in bench.runtime.calls
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+async def test_a_crash_while_it_ran_is_settled_by_evidence(bench: Bench, took_effect: bool) -> None:
+    bench.runtime.gate("start web")
+    envelope = command("start")
+    await bench.dispatch(envelope)
+    await bench.runtime.reached["start web"].wait()
+    if took_effect:
+        bench.runtime.by_name["web"].state = "running"
+        bench.runtime.by_name["web"].started_at.GetCurrentTime()
+    await bench.crash()
+    await bench.worker.recover()
+    result = await bench.result()
+    assert outcome(result) == (("SUCCEEDED", "OK") if took_effect else ("FAILED", "ABORTED"))
+    assert "StartedAt" in result.evidence
+    assert bench.runtime.calls == ["start web"], "a command that began is never executed again"
+    (held,) = await bench.journal.held()
+    assert held.result.state == result.state
+
+
+async def test_commands_wait_for_the_evidence_about_the_one_before(bench: Bench) -> None:
+    bench.runtime.gate("start web")
+    interrupted = command("start")
+    await bench.dispatch(interrupted)
+    await bench.runtime.reached["start web"].wait()
+    await bench.crash()
+    await bench.worker.recover()
+    after = command("start")
+    await bench.dispatch(after)
+    assert (await bench.result()).command == interrupted.command
+    assert (await bench.result()).command == after.command
+
+
+async def test_draining_finishes_what_runs_and_begins_nothing(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    running, queued, late = command("start"), command("stop"), command("start", "db")
+    await bench.dispatch(running)
+    await bench.dispatch(queued)
+    await bench.runtime.reached["start web"].wait()
+    draining = asyncio.create_task(bench.worker.drain(10, "the agent is stopping"))
+    await asyncio.sleep(0)
+    await bench.dispatch(late)
+    assert outcome(await bench.result()) == ("REJECTED", "UNAVAILABLE")
+    gate.set()
+    assert await draining
+    assert outcome(await bench.result(running.command)) == ("SUCCEEDED", "OK")
+    assert outcome(await bench.result(queued.command)) == ("CANCELLED", "CANCELLED")
+    assert bench.runtime.calls == ["start web"]
+
+
+async def test_a_journal_that_cannot_be_written_refuses_and_touches_nothing(bench: Bench) -> None:
+    connection = bench.journal._connection
+    assert connection is not None
+    connection.execute("PRAGMA query_only = ON")
+    await bench.dispatch(command("start"))
+    result = await bench.result()
+    assert outcome(result) == ("REJECTED", "UNAVAILABLE")
+    assert "nothing was done" in result.error
+    assert bench.runtime.calls == []
+
+
+async def test_a_made_container_carries_the_command_and_the_agent(bench: Bench) -> None:
+    envelope = command("create", "new")
+    envelope.arguments.spec.image = "web:1"
+    envelope.arguments.spec.labels["lading.command"] = "forged"
+    await bench.dispatch(envelope)
+    result = await bench.result()
+    assert dict(result.container.labels) == {"lading.command": envelope.command, "lading.agent": AGENT}
+    assert envelope.arguments.spec.labels["lading.command"] == "forged", "the journalled command is as it was sent"

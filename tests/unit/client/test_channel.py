@@ -1,0 +1,54 @@
+import json
+import pathlib
+
+import pytest
+
+from lading.v1 import options_pb2
+from lading_client.channel import SERVICES, Address, Endpoint, service_config
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "loopback"),
+    [
+        ("127.0.0.1:7443", "127.0.0.1", 7443, True),
+        ("127.9.9.9:1", "127.9.9.9", 1, True),
+        ("localhost", "localhost", 7443, True),
+        ("[::1]:80", "::1", 80, True),
+        ("[fe80::1]", "fe80::1", 7443, False),
+        ("lading.example.com:443", "lading.example.com", 443, False),
+        ("10.0.0.5", "10.0.0.5", 7443, False),
+        ("localhost.example.com", "localhost.example.com", 7443, False),
+    ],
+)
+def test_addresses_are_read(text: str, host: str, port: int, loopback: bool) -> None:
+    address = Address.parse(text)
+    assert (address.host, address.port, address.loopback) == (host, port, loopback)
+
+
+@pytest.mark.parametrize("text", ["", ":7443", "host:", "host:0", "host:70000", "host:http", "https://host:1", "a/b:1"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        Address.parse(text)
+
+
+def test_plaintext_is_for_loopback_only() -> None:
+    with pytest.raises(ValueError, match="loopback only"):
+        Endpoint(Address.parse("10.0.0.5:7443"), tls=False)
+    assert Endpoint(Address.parse("10.0.0.5:7443")).credentials() is not None
+    assert Endpoint(Address.parse("127.0.0.1:7443")).credentials() is None
+    assert Endpoint(Address.parse("127.0.0.1:7443"), tls=True).credentials() is not None
+
+
+def test_a_missing_ca_is_an_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Endpoint(Address.parse("127.0.0.1:7443"), ca=tmp_path / "none").credentials()
+
+
+def test_retried_is_what_changes_nothing_and_what_is_idempotent() -> None:
+    (config,) = json.loads(service_config())["methodConfig"]
+    retried = {(name["service"], name["method"]) for name in config["name"]}
+    for service in SERVICES:
+        for method in service.methods:
+            changes = method.GetOptions().Extensions[options_pb2.audit].changes
+            expected = not changes or method.name == "RecordEvents"
+            assert ((service.full_name, method.name) in retried) == expected, method.full_name
