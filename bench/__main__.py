@@ -1,4 +1,4 @@
-"""`python -m bench [--only PART,…] [--quick]`: measures, prints, and writes bench/RESULTS.md, a section for each part."""
+"""`python -m bench [--only PART,…] [--quick]`: measures, prints, and writes bench/RESULTS.md, a section a part."""
 
 import argparse
 import os

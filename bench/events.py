@@ -165,12 +165,12 @@ def fill(engine: sa.Engine, organization: str, count: int, seed: int = 1, ends_a
     The log must be new, or end before those 30 days.
     """
     scene = Scene(organization, seed)
-    inserter = rows.Inserter(engine.dialect.name)
+    writer = rows.Writer(engine.dialect.name)
     moments = sorted(times(count, ends_at or time.time_ns() // 1000))
     with engine.connect().execution_options(lading_writes=True) as connection:
         with connection.begin():
             rows.create_heads(connection, [organization])
-            head = rows.lock_heads(connection, [organization])[organization]
+            head = writer.lock_heads(connection, [organization])[organization]
         first, end = head.size, head.size + count
         while head.size < end:
             encoded: list[rows.Row] = []
@@ -183,9 +183,9 @@ def fill(engine: sa.Engine, organization: str, count: int, seed: int = 1, ends_a
                     at = moments[index - first + offset]
                     encoded.append(rows.encode(event, index + offset, at, "bench", index + offset + 1))
             with connection.begin():
-                inserter.insert(connection, encoded)
+                writer.insert(connection, encoded)
                 head.size_before, head.size = head.size, head.size + len(encoded)
-                rows.move_heads(connection, {organization: head}, moments[head.size - first - 1])
+                writer.move_heads(connection, {organization: head}, moments[head.size - first - 1])
         behind = True
         while behind:
             with connection.begin():

@@ -21,8 +21,8 @@ def describe() -> str:
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     memory = PAGE_BYTES * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{len(CORES)} cores of {model}, {memory:.0f} GB, Linux {platform.release()}, Python {platform.python_version()}, "
-        f"grpcio {version('grpcio')}, uvloop {version('uvloop')}, SQLite {sqlite3.sqlite_version}, "
+        f"{len(CORES)} cores of {model}, {memory:.0f} GB, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, grpcio {version('grpcio')}, uvloop {version('uvloop')}, SQLite {sqlite3.sqlite_version}, "
         f"psycopg {version('psycopg')}, SQLAlchemy {version('sqlalchemy')}"
     )
 

@@ -86,10 +86,11 @@ def run(folder: pathlib.Path, cluster: Cluster, *, quick: bool) -> None:
     report.keep(TITLE, "\n\n".join([EXPLANATION, *parts]), load_before)
 
 
-EXPLANATION = f"""`{PATH.removeprefix("/lading.v1.")}` with a real token, by h2load. All servers are alive at once, each pinned to one core; h2load and
-PostgreSQL have the other one. Bursts alternate in random order; a ratio is the median (and middle half) of the
-ratios within the rounds, so that it holds while the machine's speed drifts. CPU is the server process's own, all
-threads, roll-ups of the log included, per call. a, b and b' are not durable."""
+EXPLANATION = """\
+`Access.WhoAmI` with a real token, by h2load. All servers are alive at once, pinned to one core; h2load and PostgreSQL
+have the other one. Bursts alternate in random order; a ratio is the median (and middle half) of the ratios within the
+rounds, so that it holds while the machine's speed drifts. CPU is the server process's own, all threads, roll-ups of
+the log included, per call. a, b and b' keep nothing."""
 
 
 def start(stack: contextlib.ExitStack, folder: pathlib.Path, cluster: Cluster) -> Iterator[Subject]:
@@ -173,9 +174,7 @@ def level_of(subjects: Sequence[Subject], level: Level) -> str:
         if level.in_flight < 128:
             continue
         wanted = 0.95 if level.in_flight >= 512 else 0.85
-        lines.append(
-            report.verdict(f"{letter} over b", statistics.median(ratios(by_name[name], base)), wanted)
-        )
+        lines.append(report.verdict(f"{letter} over b", statistics.median(ratios(by_name[name], base)), wanted))
         for naive, factor in ((POOL, 1.6), (ENGINE, 3.0)):
             found = statistics.median(ratios(by_name[name], by_name[naive]))
             lines.append(report.verdict(f"{letter} over {naive[:2]}", found, factor))

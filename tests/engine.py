@@ -68,6 +68,8 @@ class Engine:
 
     def start(self) -> None:
         """Start it again after `stop` or a kill: same data, same containers."""
+        # A dockerd that was killed leaves its containerd dead, but perhaps not buried: it would wait for it for ever.
+        (self.folder / "exec/containerd/containerd.pid").unlink(missing_ok=True)
         # Its own session: a signal to the test run must not reach it before the tests have cleaned up.
         with open(self.folder / "dockerd.log", "ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
@@ -81,6 +83,11 @@ class Engine:
                     words = (self.folder / "dockerd.log").read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"dockerd did not start:\n{words}") from None
                 time.sleep(0.05)
+
+    def wait(self) -> None:
+        """Until it has ended, after a kill."""
+        if self.process is not None:
+            self.process.wait()
 
     def stop(self) -> None:
         """Stop it and its containers' processes; it does nothing when it is stopped already."""

@@ -16,7 +16,6 @@ from lading_agent.settings import Settings
 log = logging.getLogger(__name__)
 
 PIECE_BYTES_MAX = 64 * 1024
-LAST_WORDS_WITHIN = 5.0
 
 Call = grpc.aio.StreamStreamCall[BulkRequest, BulkResponse]
 
@@ -73,7 +72,13 @@ class Bulk:
                     for start in range(0, len(piece.data), PIECE_BYTES_MAX):
                         data = piece.data[start : start + PIECE_BYTES_MAX]
                         await call.write(BulkRequest(data=data, source=piece.source))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The call is over, and who reads it knows why.
+            return
         except AgentError as error:
             end = BulkEnd(code=error.code.value[0], error=str(error))
+        except Exception as error:
+            log.exception("log of %s: a fault of the agent", ask.container)
+            end = BulkEnd(code=grpc.StatusCode.INTERNAL.value[0], error=f"a fault of the agent: {error!r}")
         await call.write(BulkRequest(end=end))
         await call.done_writing()

@@ -17,6 +17,7 @@ from lading_agent.worker import Worker
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DRAIN_WITHIN = 30.0
 # A session that lived this long in seconds was a good one: the next failure is the first again.
 GOOD_AFTER = 30.0
@@ -36,9 +37,12 @@ class Daemon:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """Drain: begin nothing more, finish what runs, say so, and end."""
-        if not self._stopping.is_set():
-            log.info("stopping: finishing what runs")
+        """Drain: begin nothing more, finish what runs, say so, and end. A second signal ends it at once: the journal
+        has what is left."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+        log.info("stopping: finishing what runs, at most %g s; a second signal stops at once", DRAIN_WITHIN)
         self._stopping.set()
 
     async def run(self) -> None:
@@ -47,7 +51,7 @@ class Daemon:
         try:
             await self._runtime.open()
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 loop.add_signal_handler(number, self.stop)
             title = await self._runtime.title()
             log.info("agent %s: runtime %s, data in %s", self._settings.name, title, self._settings.data)

@@ -27,6 +27,10 @@ class JournalError(AgentError):
     code = StatusCode.UNAVAILABLE
 
 
+class SessionBroken(AgentError):
+    """The server broke the protocol of a session."""
+
+
 class Refused(AgentError):
     """The agent refuses this command."""
 

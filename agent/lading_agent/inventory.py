@@ -27,6 +27,8 @@ class Inventory:
         self._full = True
         self._touched: set[str] = set()
         self._wake = asyncio.Event()
+        # A stream of events that broke goes on where it ended, and a snapshot covers what it may have lost.
+        self._since_ns = time.time_ns()
 
     def report_full(self) -> None:
         """Answer the server's ReportFull."""
@@ -34,8 +36,6 @@ class Inventory:
         self._wake.set()
 
     async def run(self) -> None:
-        # A stream of events that broke goes on where it ended, and a snapshot covers what it may have lost.
-        self._since_ns = time.time_ns()
         broken = False
         while True:
             self._full = True

@@ -18,7 +18,7 @@ from grpc import StatusCode
 from lading.v1.agent_link_pb2 import ConnectRequest, ConnectResponse, Drain, Goodbye, Heartbeat, Hello, Welcome
 from lading.v1.agent_link_pb2_grpc import AgentLinkStub
 from lading_agent.bulk import Bulk
-from lading_agent.errors import AgentError
+from lading_agent.errors import AgentError, JournalError, SessionBroken
 from lading_agent.inventory import Inventory
 from lading_agent.journal import Journal
 from lading_agent.link import identity, open_channel
@@ -45,10 +45,6 @@ class Ending:
     wait: float | None = None
     slow: bool = False
     lived: bool = False
-
-
-class Broken(AgentError):
-    """The server broke the protocol."""
 
 
 class Session:
@@ -120,7 +116,7 @@ class Session:
             await self._write(call, ConnectRequest(hello=await self._compose_hello()))
             first = await call.read()
         if not isinstance(first, ConnectResponse) or first.WhichOneof("frame") != "welcome":
-            raise Broken("the server did not say Welcome first")
+            raise SessionBroken("the server did not say Welcome first")
         await self._enter(first)
         self._start(self._write_frames(call))
         self._start(self._beat(first.welcome))
@@ -129,7 +125,10 @@ class Session:
             await self._take(frame)
 
     async def _compose_hello(self) -> Hello:
-        await self._journal.purge()
+        try:
+            await self._journal.purge()
+        except JournalError as error:
+            log.error("%s", error)
         hello = Hello(
             version=version("lading"),
             boot_id=self._boot_id,
@@ -145,7 +144,7 @@ class Session:
     async def _enter(self, first: ConnectResponse) -> None:
         """Nobody of a lower epoch may command; the new one is on disk before anything acts on it."""
         if first.epoch < self._journal.epoch:
-            raise Broken(f"the server's epoch {first.epoch} is over: this agent has seen {self._journal.epoch}")
+            raise SessionBroken(f"the server's epoch {first.epoch} is over: this agent has seen {self._journal.epoch}")
         await self._journal.raise_epoch(first.epoch)
         self._epoch, self._processed = first.epoch, first.seq
         log.info("connected to %s, epoch %d", self._settings.server, self._epoch)
@@ -159,7 +158,7 @@ class Session:
             self._skip("seen before", frame)
             return
         if frame.seq != self._processed + 1:
-            raise Broken(f"frame {frame.seq} came after {self._processed}: some are lost, connecting anew")
+            raise SessionBroken(f"frame {frame.seq} came after {self._processed}: some are lost, connecting anew")
         kind = frame.WhichOneof("frame")
         if kind == "dispatch":
             await self._worker.receive(frame.dispatch)

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import streamlit as st
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import ListValue, Struct
 
 from lading.v1 import audit_log_pb2
-from lading.v1.audit_log_pb2 import Event, Stage
+from lading.v1.audit_log_pb2 import Event
 from lading_client import labels, query
 from lading_client.errors import InvalidArgument, LadingError, NotFound
 from lading_viewer import components, words
@@ -17,12 +18,19 @@ from lading_viewer.moments import Clock, moment
 from lading_viewer.reading import Reader
 from lading_viewer.view import View
 
-STAGES = {
-    audit_log_pb2.STAGE_RECEIVED: "recorded",
+OF_CALLS = {
     audit_log_pb2.STAGE_STARTED: "begun",
-    audit_log_pb2.STAGE_COMPLETED: "ended",
+    audit_log_pb2.STAGE_COMPLETED: "answered",
     audit_log_pb2.STAGE_ABANDONED: "given up",
 }
+OF_COMMANDS = {
+    audit_log_pb2.STAGE_RECEIVED: "recorded",
+    audit_log_pb2.STAGE_STARTED: "accepted by the agent",
+    audit_log_pb2.STAGE_COMPLETED: "ended on the agent",
+    audit_log_pb2.STAGE_ABANDONED: "given up",
+}
+INLINE_MAX = 60  # characters
+NONE = "(none)"
 HIDDEN = "changed (hidden)"
 REDACTED = "[redacted]"
 
@@ -95,7 +103,7 @@ def _failed(event: Event) -> bool:
 
 
 def _json(value: Struct) -> str:
-    return _value(MessageToDict(value)) if value.fields else ""
+    return json.dumps(_whole(MessageToDict(value)), indent=2, ensure_ascii=False) if value.fields else ""
 
 
 def _sentence(event: Event) -> list[dict[str, Any]]:
@@ -138,7 +146,7 @@ def _fields(event: Event, clock: Clock) -> list[dict[str, Any]]:
         _field("Agent", event.agent, find=("agent", event.agent)),
         _field("Organization", event.organization),
         _field("Source", event.user_agent, find=("source", event.user_agent)),
-        _field("From", event.peer, find=("ip", event.peer)),
+        _field("From", event.peer, find=("ip", _host(event.peer))),
         _field("Claimed address", f"{event.claimed_address} (not verified)" if event.claimed_address else ""),
         _field("Method", event.method),
         _field("Messages", messages),
@@ -159,13 +167,19 @@ def _field(
     return {"name": name, "value": value, "copy": copy, "find": where, "quiet": quiet}
 
 
+def _host(peer: str) -> str:
+    """The address in gRPC's `ipv4:10.0.3.59:51620` and `ipv6:%5B::1%5D:51620`; others as they are."""
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else peer
+
+
 def _change(diff: ListValue) -> list[dict[str, str]]:
     """Rows of a JSON Patch (RFC 6902) with `was`; those that change nothing are left out."""
     rows = []
     for step in diff.values:
         patch = MessageToDict(step.struct_value)
-        before = _value(patch["was"]) if "was" in patch else "(none)"
-        after = "(none)" if patch.get("op") == "remove" else _value(patch.get("value"))
+        before = _value(patch["was"]) if "was" in patch else NONE
+        after = NONE if patch.get("op") == "remove" else _value(patch.get("value"))
         if before != after or after == HIDDEN:
             rows.append({"field": _path(str(patch.get("path", ""))), "before": before, "after": after})
     return rows
@@ -179,7 +193,10 @@ def _path(pointer: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, str):
         return HIDDEN if value == REDACTED else value
-    return json.dumps(_whole(value), indent=2, ensure_ascii=False, sort_keys=True)
+    if value is None:
+        return NONE
+    line = json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
+    return line if len(line) <= INLINE_MAX else json.dumps(_whole(value), indent=2, ensure_ascii=False, sort_keys=True)
 
 
 def _whole(value: Any) -> Any:
@@ -201,7 +218,7 @@ def _timeline(event: Event, related: Sequence[Event], clock: Clock) -> list[dict
     for each in related:
         time = moment(each.recorded_at)
         look = words.status(each.outcome)
-        stage = STAGES.get(each.stage, Stage.Name(each.stage) if each.stage in Stage.values() else str(each.stage))
+        stage = (OF_CALLS if each.method else OF_COMMANDS).get(each.stage, labels.stage(each))
         note = "" if each.outcome == audit_log_pb2.OUTCOME_UNSPECIFIED else f"{look.word} {words.code(each)}".strip()
         steps.append(
             {

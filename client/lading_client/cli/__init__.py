@@ -120,7 +120,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line; its exit code."""
     color = False if os.environ.get("NO_COLOR") else None
     try:
-        found = root.main(arguments, prog_name="lading", standalone_mode=False, obj=Invocation(arguments), color=color)
+        found = root.main(arguments, prog_name="lading", standalone_mode=False, obj=Invocation(), color=color)
         sys.stdout.flush()
         return found if isinstance(found, int) else 0
     except click.exceptions.Exit as end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
@@ -120,7 +121,8 @@ def tail(invocation: Invocation, words: Sequence[str], follow: bool, lines: int)
         raise click.UsageError("With -f the formats are table, wide and jsonl.")
     table = output.table(LISTING, invocation.format)
     next_index = found[-1].index + 1 if found else None
-    for events in (found, *([event] for event in invocation.client.tail(asked, from_index=next_index))):
+    later = ([event] for event in invocation.client.tail(asked, from_index=next_index))
+    for events in chain([found], later):
         output.emit(table.lines(events) if invocation.format != "jsonl" else map(json_line, events))
 
 

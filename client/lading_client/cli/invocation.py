@@ -28,9 +28,8 @@ FORMATS = ("table", "wide", "json", "jsonl", "yaml", "name", "csv")
 
 @dataclass
 class Invocation:
-    """`arguments` are those of the command line; `flags` those of every command that were given, by name."""
+    """`flags` are those that were given, by name."""
 
-    arguments: Sequence[str] = ()
     flags: dict[str, Any] = field(default_factory=dict)
 
     def __enter__(self) -> Invocation:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 GAP = "  "
+LEAST = 8  # columns that are left of what is cut on a very narrow terminal
 
 # Icon and colour of each word. What is not known is never green.
 STATUSES = {
@@ -103,7 +104,7 @@ class Listing(Generic[Item]):
 
 @dataclass
 class Table(Generic[Item]):
-    """Lines of a listing; rows that come later keep to the widths of the first. `limit`: columns of the terminal."""
+    """Lines of a listing; rows that come later widen the columns when they need it. `limit`: the terminal's width."""
 
     listing: Listing[Item]
     wide: bool = False
@@ -113,32 +114,24 @@ class Table(Generic[Item]):
     def lines(self, items: Iterable[Item]) -> Iterator[str]:
         shown = [column for column in self.listing.columns if self.wide or not column.wide]
         rows = [[column.of(item) for column in shown] for item in items]
-        if not self.widths:
-            self.widths = [
-                max([columns(column.heading), *(columns(printable(row[at].text)) for row in rows)])
-                for at, column in enumerate(shown)
-            ]
-            self._narrow(shown)
-            yield self._line([Cell(column.heading) for column in shown])
-        for row in rows:
-            yield self._line(row)
+        began = bool(self.widths)
+        widest = self.widths or [columns(column.heading) for column in shown]
+        self.widths = [
+            max([least, *(columns(printable(row[at].text)) for row in rows)]) for at, least in enumerate(widest)
+        ]
+        fitting = self._narrowed(shown)
+        for cells in [*([] if began else [[Cell(column.heading) for column in shown]]), *rows]:
+            yield GAP.join(cell.drawn(width) for cell, width in zip(cells, fitting, strict=True)).rstrip()
 
-    def _line(self, cells: Sequence[Cell]) -> str:
-        last = len(cells) - 1
-        # The last column is not padded, and never cut but to the terminal's edge.
-        return GAP.join(
-            cell.drawn(width if at < last or self.limit is not None else max(width, columns(cell.text)))
-            for at, (cell, width) in enumerate(zip(cells, self.widths, strict=True))
-        ).rstrip()
-
-    def _narrow(self, shown: Sequence[Column[Item]]) -> None:
-        over = sum(self.widths) + len(GAP) * (len(shown) - 1) - (self.limit or sys.maxsize)
-        for at in sorted((at for at, column in enumerate(shown) if column.least), key=lambda at: -self.widths[at]):
-            if over <= 0:
-                return
-            cut = min(over, max(0, self.widths[at] - shown[at].least))
-            self.widths[at] -= cut
+    def _narrowed(self, shown: Sequence[Column[Item]]) -> list[int]:
+        """The widths, cut until all fits: free text first, then whatever is left, the widest first."""
+        widths = list(self.widths)
+        over = sum(widths) + len(GAP) * (len(shown) - 1) - (self.limit or sys.maxsize)
+        for at in sorted(range(len(shown)), key=lambda at: (not shown[at].least, -widths[at])):
+            cut = max(0, min(over, widths[at] - (shown[at].least or LEAST)))
+            widths[at] -= cut
             over -= cut
+        return widths
 
 
 def show(invocation: Invocation, listing: Listing[Any], items: Iterable[Message], no_trunc: bool = False) -> None:
@@ -203,7 +196,7 @@ def _document(message: Message) -> dict[str, Any]:
 def status(word: str, more: str = "") -> Cell:
     """`✗ FAILURE NOT_FOUND`."""
     icon, color = STATUSES.get(word, PENDING)
-    return Cell(" ".join(part for part in (icon, word, more) if part), color)
+    return Cell(" ".join(part for part in (icon, word, more if more != word else "") if part), color)
 
 
 def action(word: str) -> Cell:

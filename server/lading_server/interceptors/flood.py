@@ -21,8 +21,10 @@ SOURCES_MAX = 10_000
 class Flood:
     """Buckets by source, and the events that wait for their window's end."""
 
-    def __init__(self, record: Callable[[list[Event]], Awaitable[object]]) -> None:
-        self._record = record
+    def __init__(
+        self, record: Callable[[list[Event]], Awaitable[object]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._record, self._clock = record, clock
         self._buckets: dict[str, tuple[float, float]] = {}
         self._open: dict[tuple[str, str, int], tuple[list[Event], asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,7 +63,7 @@ class Flood:
             answer.set_result(None)
 
     def _admit(self, source: str) -> bool:
-        now = time.monotonic()
+        now = self._clock()
         if len(self._buckets) >= SOURCES_MAX:
             self._buckets.clear()  # a flood from many sources: all begin anew
         level, at = self._buckets.get(source, (float(BURST), now))

@@ -32,33 +32,45 @@ LINGER_FROM = 2
 """So many waiting, now or in the last batch, mean load: then it pays to wait while company keeps coming."""
 ANSWER_SECONDS = 1.8
 """A caller is told UNAVAILABLE after this long: below the 2 s that are promised."""
+WATCH_SECONDS = 0.05
+"""How often it is looked whether somebody has waited so long: one timer for all costs less than one for each."""
 
 
 @dataclass(slots=True, eq=False)
 class Unit(Generic[R]):
-    """Statements and events that commit together or not at all."""
+    """Statements and events that commit together or not at all.
+
+    `withdrawn`: its caller was told UNAVAILABLE, so nothing must happen. One whose caller went away is not withdrawn:
+    what was asked for is recorded all the same.
+    """
 
     organizations: tuple[str, ...]
     apply: Callable[[Transaction], R]
     answer: "asyncio.Future[R]"
     changes_state: bool
     late: Callable[[R], None] | None
+    began: float
+    withdrawn: bool = False
 
 
 Answer = tuple[Unit[Any], Any, Exception | None]
 
 
-def is_outage(failure: sa.exc.DBAPIError) -> bool:
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A batch of which it is not known whether it was committed: it was if its first `row` is there."""
+
+    row: rows.Row
+    sequence: int
+    answers: list[Answer]
+    sizes: dict[str, int]
+
+
+def is_outage(failure: Exception) -> bool:
     """Whether the database failed, rather than a statement: gone, locked, full, stopping."""
-    if failure.connection_invalidated or isinstance(failure, sa.exc.OperationalError | sa.exc.InterfaceError):
+    if isinstance(failure, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.InternalError):
         return True
-    return isinstance(failure, sa.exc.InternalError)
-
-
-def give_up(answer: "asyncio.Future[Any]") -> None:
-    """Tell a caller that the log cannot be written now."""
-    if not answer.done():
-        answer.set_exception(errors.LedgerUnavailable())
+    return isinstance(failure, sa.exc.TimeoutError) or getattr(failure, "connection_invalidated", False)
 
 
 class Ledger:
@@ -68,12 +80,16 @@ class Ledger:
         self.boot_id = boot_id
         self._engine = engine
         self._clock = clock
-        self._rows = rows.Inserter(engine.dialect.name)
+        self._writer = rows.Writer(engine.dialect.name)
         self._waiting: deque[Unit[Any]] = deque()
+        self._unanswered: deque[Unit[Any]] = deque()
+        self._watching = False
         self._wake = threading.Condition()
+        self._idle = False
         self._closing = False
         self._sequence = 0
         self._connection: sa.Connection | None = None
+        self._doubt: Doubt | None = None
         self._batch_began: float | None = None
         self._last_size = 0
         self._listeners: list[Callable[[dict[str, int]], None]] = []
@@ -129,24 +145,40 @@ class Ledger:
         late: Callable[[R], None] | None,
     ) -> R:
         assert self._loop is not None, "start() comes first"
-        began = self._batch_began
+        began, at = self._batch_began, time.monotonic()
         if self._closing:
             raise errors.Stopping
-        if began is not None and time.monotonic() - began > ANSWER_SECONDS:
+        if began is not None and at - began > ANSWER_SECONDS:
             raise errors.LedgerUnavailable
         if len(self._waiting) >= QUEUE_MAX:
             raise errors.Overloaded("too many calls wait for the audit log: try again", retry_after=1.0)
-        unit = Unit(organizations, apply, self._loop.create_future(), changes, late)
+        unit = Unit(organizations, apply, self._loop.create_future(), changes, late, at)
+        self._unanswered.append(unit)
         self._waiting.append(unit)
-        if self._batch_began is None:
+        if self._idle:
             with self._wake:
                 self._wake.notify()
-        timer = self._loop.call_later(ANSWER_SECONDS, give_up, unit.answer)
-        try:
-            # A caller that goes away does not take its unit along: what it asked for is recorded all the same.
-            return await asyncio.shield(unit.answer)
-        finally:
-            timer.cancel()
+        if not self._watching:
+            self._watching = True
+            self._loop.call_later(WATCH_SECONDS, self._watch)
+        answer: R = await unit.answer
+        return answer
+
+    def _watch(self) -> None:
+        """Tell those that have waited too long that the log cannot be written now."""
+        until = time.monotonic() - ANSWER_SECONDS
+        while self._unanswered:
+            unit = self._unanswered[0]
+            if not unit.answer.done():
+                if unit.began > until:
+                    break
+                unit.withdrawn = True
+                unit.answer.set_exception(errors.LedgerUnavailable())
+            self._unanswered.popleft()
+        self._watching = bool(self._unanswered)
+        if self._watching:
+            assert self._loop is not None
+            self._loop.call_later(WATCH_SECONDS, self._watch)
 
     def _run(self) -> None:
         while True:
@@ -167,10 +199,12 @@ class Ledger:
     def _take(self) -> list[Unit[Any]]:
         while True:
             with self._wake:
+                self._idle = True  # before the look at what waits: who comes after that look sees it, and wakes us
                 while not self._waiting:
                     if self._closing:
                         return []
                     self._wake.wait()
+                self._idle = False
             if max(len(self._waiting), self._last_size) >= LINGER_FROM:
                 until, before = time.monotonic() + LINGER_SECONDS, 0
                 while before < len(self._waiting) < BATCH_MAX and time.monotonic() < until:
@@ -179,7 +213,7 @@ class Ledger:
             batch: list[Unit[Any]] = []
             while self._waiting and len(batch) < BATCH_MAX:
                 unit = self._waiting.popleft()
-                if not unit.answer.done():  # its caller was told UNAVAILABLE: then nothing must happen
+                if not unit.withdrawn:
                     batch.append(unit)
             self._last_size = len(batch)
             if batch:
@@ -189,26 +223,29 @@ class Ledger:
         while batch:
             try:
                 done = self._attempt(batch)
-            except sa.exc.DBAPIError as failure:
+            except Exception as failure:
                 self._rollback()
+                said = str(getattr(failure, "orig", failure)).strip()
                 if is_outage(failure):
-                    log.error("the database does not answer: %s", str(failure.orig).strip())
+                    log.error("the database does not answer: %s", said)
                     self._disconnect()
                     self._answer([(unit, None, errors.LedgerUnavailable()) for unit in batch], {})
                     return
                 if len(batch) == 1:
-                    log.error("a unit does not fit the database: %s", str(failure.orig).strip())
+                    log.error("a unit does not fit the database: %s: %s", type(failure).__name__, said)
                     self._answer([(batch[0], None, errors.Error("internal error"))], {})
                     return
-                for unit in batch:  # one of them spoils the others: each on its own
-                    self._commit_batch([unit])
+                half = len(batch) // 2  # one of them spoils the others: it is found by halves
+                self._commit_batch(batch[:half])
+                self._commit_batch(batch[half:])
                 return
             if done is not None:
                 self._answer(*done)
                 return
-            batch = [unit for unit in batch if not unit.answer.done()]
+            batch = [unit for unit in batch if not unit.withdrawn]
 
     def _attempt(self, batch: list[Unit[Any]]) -> tuple[list[Answer], dict[str, int]] | None:
+        self._clear_doubt()
         connection = self._connect()
         connection.begin()
         heads = self._lock_heads(connection, sorted({name for unit in batch for name in unit.organizations}))
@@ -231,38 +268,49 @@ class Ledger:
                 answers.append((unit, None, failure))
             else:
                 answers.append((unit, result, None))
-        self._rows.insert(connection, transaction.rows)
+        self._writer.insert(connection, transaction.rows)
         rows.supersede(connection, transaction.follows)
-        rows.move_heads(connection, heads, transaction.recorded_at)
-        if any(unit.answer.done() for unit in batch):
-            connection.rollback()  # somebody was told meanwhile that nothing happened; the others go again without it
+        self._writer.move_heads(connection, heads, transaction.recorded_at)
+        if any(unit.withdrawn for unit in batch):
+            connection.rollback()  # the others go again without it
             return None
+        sizes = {name: head.size for name, head in heads.items() if head.size != head.size_before}
         try:
             connection.commit()
         except sa.exc.DBAPIError:
-            if not self._was_committed(transaction.rows):
+            self._disconnect()
+            if not transaction.rows:
+                raise
+            # Its answer was lost: one event of the batch is in the log, or none is.
+            self._doubt = Doubt(transaction.rows[0], transaction.sequence, answers, sizes)
+            if not self._was_committed(self._doubt):
                 raise
         self._sequence = transaction.sequence
-        return answers, {name: head.size for name, head in heads.items() if head.size != head.size_before}
+        return answers, sizes
 
-    def _was_committed(self, appended: Sequence[rows.Row]) -> bool:
-        """After a COMMIT whose answer was lost: one event of the batch is there, or none is."""
-        self._disconnect()
-        if not appended:
-            return False
-        try:
-            with self._connect().begin():
-                return rows.has_event(self._connect(), appended[0])
-        except sa.exc.DBAPIError:
-            return False
+    def _was_committed(self, doubt: Doubt) -> bool:
+        """Look a COMMIT up. While the database cannot be asked the doubt stays, and its callers are told UNAVAILABLE;
+        what turns out to be committed later is `late`."""
+        with self._connect().begin():
+            found = rows.has_event(self._connect(), doubt.row)
+        self._doubt = None
+        return found
+
+    def _clear_doubt(self) -> None:
+        doubt = self._doubt
+        if doubt is not None and self._was_committed(doubt):
+            self._sequence = doubt.sequence
+            for unit, _result, _failure in doubt.answers:
+                unit.withdrawn = True
+            self._answer(doubt.answers, doubt.sizes)
 
     def _lock_heads(self, connection: sa.Connection, names: list[str]) -> dict[str, Head]:
         if not names:
             return {}
-        heads = rows.lock_heads(connection, names)
+        heads = self._writer.lock_heads(connection, names)
         if len(heads) < len(names):
             rows.create_heads(connection, [name for name in names if name not in heads])
-            heads = rows.lock_heads(connection, names)
+            heads = self._writer.lock_heads(connection, names)
         return heads
 
     def _connect(self) -> sa.Connection:
@@ -289,9 +337,11 @@ class Ledger:
 
     def _release(self, answers: list[Answer], sizes: dict[str, int]) -> None:
         for unit, result, failure in answers:
-            if unit.answer.done():
+            if unit.withdrawn:
                 if failure is None and unit.late is not None:
                     unit.late(result)
+            elif unit.answer.done():
+                continue
             elif failure is None:
                 unit.answer.set_result(result)
             else:

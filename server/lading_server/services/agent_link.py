@@ -152,6 +152,10 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 session, frame.acknowledge.command, time_of(frame.acknowledge, "agent_time")
             )
         elif kind == "result":
+            if frame.result.state == State.REJECTED and frame.result.code == Code.ALREADY_EXISTS:
+                # The agent was sent other content under an id that it has. What it has goes on; this is no end of it.
+                log.error("agent %s: %s", session.agent, frame.result.error)
+                return
             index = await self._dispatcher.settle(session, frame.result.command, end_of(frame.result))
             await session.send(receipt_of(frame.result.command, index))
         elif kind == "inventory":

@@ -155,12 +155,16 @@ class ControlPlane(AgentLinkServicer):
 
 
 @asynccontextmanager
-async def control_plane(port: int = 0) -> AsyncIterator[ControlPlane]:
-    """Serves on loopback until the block ends."""
+async def control_plane(
+    port: int = 0, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[ControlPlane]:
+    """Serves on loopback until the block ends; by TLS when it has credentials."""
     plane = ControlPlane()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5000)])
     add_AgentLinkServicer_to_server(plane, server)
-    plane.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    listen = f"127.0.0.1:{port}"
+    bound = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    plane.address = f"127.0.0.1:{bound}"
     await server.start()
     try:
         yield plane

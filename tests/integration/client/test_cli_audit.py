@@ -1,13 +1,17 @@
 import csv
 import io
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 from google.rpc import code_pb2
 
 from lading.v1 import audit_log_pb2
-from tests.integration.client.conftest import Lading
+from tests.integration.client.conftest import Lading, make_token
 from tests.integration.client.fake_server import Fleet
 
 
@@ -92,6 +96,25 @@ def test_tail_is_in_the_order_in_which_events_came(events: Fleet, lading: Lading
     _, out, _ = lading("audit", "tail", "-n", "3", "-o", "name")
     assert out.splitlines() == ["e4", "e5", "e6"]
     assert lading("audit", "tail", "-f", "since:2h")[0] == 2
+
+
+def test_a_followed_tail_shows_each_event_once(events: Fleet, address: str, home: pathlib.Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lading_client.cli", "audit", "tail", "-f", "-n", "3", "-o", "jsonl"],
+        env={**os.environ, "LADING_SERVER": address, "LADING_TOKEN": make_token()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    seen = [json.loads(process.stdout.readline())["id"] for _ in range(3)]
+    events.events.append(audit_log_pb2.Event(id="e7", index=7))
+    seen.append(json.loads(process.stdout.readline())["id"])
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert seen == ["e4", "e5", "e6", "e7"]
+    assert process.returncode == 130
+    assert "Traceback" not in err
 
 
 def test_stats_counts(events: Fleet, lading: Lading) -> None:

@@ -237,7 +237,7 @@ async def test_times_are_those_of_recording(log: AuditLogServer) -> None:
     assert await log.indexes(task, until=second) == [indexes[0]]
     assert await log.indexes(task, since=second, until=after) == [indexes[1]]
     assert await log.indexes(task, since=Timestamp(seconds=10**11)) == []
-    assert await log.indexes(task, until=Timestamp(seconds=-(10**11))) == []
+    assert await log.indexes(task, until=Timestamp(seconds=-1)) == []
     request = pb.ListEventsRequest(filter=pb.EventFilter(since=after, until=second))
     assert (await log.refused("ListEvents", request)).code() == grpc.StatusCode.INVALID_ARGUMENT
 

@@ -19,7 +19,7 @@ ROWS: Listing[tuple[str, str]] = Listing(
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@given(st.lists(st.tuples(st.text(), st.text())), st.integers(20, 80))
+@given(st.lists(st.tuples(st.text(), st.text())), st.integers(24, 80))
 def test_no_line_is_wider_than_the_terminal(rows: list[tuple[str, str]], limit: int) -> None:
     for line in Table(ROWS, limit=limit).lines(rows):
         plain = ESCAPES.sub("", line)

@@ -1,7 +1,6 @@
 """A flood of refused calls is counted in full, and fills no log."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -37,35 +36,26 @@ def log() -> Log:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the time of the buckets forward; it stands still otherwise. Windows are short."""
-    at = [1000.0]
+def refusals(log: Log, monkeypatch: pytest.MonkeyPatch) -> Flood:
+    """Its buckets do not fill again, and its windows are short."""
     monkeypatch.setattr(flood, "WINDOW_SECONDS", 0.01)
-    monkeypatch.setattr(flood.time, "monotonic", lambda: at[0])
-
-    def forward(seconds: float) -> None:
-        at[0] += seconds
-
-    return forward
+    return Flood(log.record, clock=lambda: 0.0)
 
 
-async def test_few_refused_calls_leave_an_event_each(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_few_refused_calls_leave_an_event_each(log: Log, refusals: Flood) -> None:
     for _ in range(flood.BURST):
         await refusals.record("10.0.0.1", refused())
     assert [event.count for event in log.events] == [1] * flood.BURST
 
 
-async def test_events_of_a_flood_count_every_call(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_events_of_a_flood_count_every_call(log: Log, refusals: Flood) -> None:
     await asyncio.gather(*(refusals.record("10.0.0.1", refused()) for _ in range(1000)))
     assert sum(event.count for event in log.events) == 1000
     assert len(log.events) == flood.BURST + 1
     assert log.events[-1].details == {"peer": "here", "aggregated": True}
 
 
-async def test_no_call_of_a_flood_is_answered_before_its_event(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_no_call_of_a_flood_is_answered_before_its_event(log: Log, refusals: Flood) -> None:
     for _ in range(flood.BURST):
         await refusals.record("10.0.0.1", refused())
     await refusals.record("10.0.0.1", refused())
@@ -76,8 +66,7 @@ async def test_no_call_of_a_flood_is_answered_before_its_event(log: Log, clock: 
     assert [type(answer) for answer in answers] == [errors.LedgerUnavailable] * 3
 
 
-async def test_calls_of_other_kinds_are_counted_apart(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_calls_of_other_kinds_are_counted_apart(log: Log, refusals: Flood) -> None:
     for _ in range(flood.BURST):
         await refusals.record("10.0.0.1", refused())
     kinds = [("agent.list", Code.UNAUTHENTICATED), ("agent.get", Code.UNAUTHENTICATED), ("agent.get", Code.NOT_FOUND)]
@@ -87,8 +76,7 @@ async def test_calls_of_other_kinds_are_counted_apart(log: Log, clock: Callable[
     )
 
 
-async def test_flood_from_one_source_disturbs_no_other(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_flood_from_one_source_disturbs_no_other(log: Log, refusals: Flood) -> None:
     loud = [asyncio.ensure_future(refusals.record("10.0.0.1", refused())) for _ in range(flood.BURST + 5)]
     await refusals.record("10.0.0.2", refused("role.list"))
     assert log.events[-1].action == "role.list"
@@ -96,17 +84,18 @@ async def test_flood_from_one_source_disturbs_no_other(log: Log, clock: Callable
     await asyncio.gather(*loud)
 
 
-async def test_bucket_fills_again_with_time(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_bucket_fills_again_with_time(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flood, "WINDOW_SECONDS", 0.01)
+    at = 0.0
+    refusals = Flood(log.record, clock=lambda: at)
     await asyncio.gather(*(refusals.record("10.0.0.1", refused()) for _ in range(flood.BURST + 10)))
-    clock(2 / flood.PER_SECOND)
+    at = 2 / flood.PER_SECOND
     before = len(log.events)
     await asyncio.gather(*(refusals.record("10.0.0.1", refused()) for _ in range(5)))
     assert [event.count for event in log.events[before:]] == [1, 1, 3]
 
 
-async def test_caller_that_goes_away_is_counted_all_the_same(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_caller_that_goes_away_is_counted_all_the_same(log: Log, refusals: Flood) -> None:
     for _ in range(flood.BURST):
         await refusals.record("10.0.0.1", refused())
     gone = asyncio.ensure_future(refusals.record("10.0.0.1", refused()))
@@ -117,8 +106,7 @@ async def test_caller_that_goes_away_is_counted_all_the_same(log: Log, clock: Ca
     assert len(log.events) == flood.BURST + 1
 
 
-async def test_memory_is_bounded_whatever_the_number_of_sources(log: Log, clock: Callable[[float], None]) -> None:
-    refusals = Flood(log.record)
+async def test_memory_is_bounded_whatever_the_number_of_sources(log: Log, refusals: Flood) -> None:
     for number in range(flood.SOURCES_MAX + 10):
         await refusals.record(str(number), refused())
     assert len(refusals._buckets) <= flood.SOURCES_MAX

@@ -84,7 +84,7 @@ def test_change_shows_before_and_after() -> None:
     ) == [
         {"field": "state", "before": "exited", "after": "running"},
         {"field": "spec.env.A/B", "before": "(none)", "after": "1"},
-        {"field": "owner", "before": '{\n  "name": "ana"\n}', "after": "(none)"},
+        {"field": "owner", "before": '{"name": "ana"}', "after": "(none)"},
     ]
 
 
@@ -100,11 +100,15 @@ def test_secret_is_shown_as_hidden() -> None:
 
 def test_time_line_has_gaps_and_marks_the_open_event() -> None:
     asked = event(1, NOW, stage=audit_log_pb2.STAGE_RECEIVED, outcome=audit_log_pb2.OUTCOME_UNSPECIFIED)
-    done = event(2, NOW + timedelta(milliseconds=38), parent=asked.operation)
-    steps = data(done, asked, done)["timeline"]
+    done = event(2, NOW + timedelta(milliseconds=38), operation=asked.operation)
+    answered = event(3, NOW + timedelta(milliseconds=40), operation=asked.parent)
+    for of_command in (asked, done):
+        of_command.ClearField("method")
+    steps = data(done, asked, done, answered)["timeline"]
     assert [(step["word"], step["gap"], step["here"]) for step in steps] == [
         ("START recorded", "", False),
-        ("START ended", "+38 ms", True),
+        ("START ended on the agent", "+38 ms", True),
+        ("START answered", "+2 ms", False),
     ]
 
 
@@ -118,3 +122,11 @@ def test_neighbours_are_those_of_the_table() -> None:
     listed = [event(index, NOW) for index in (3, 2, 1)]
     assert event_drawer.neighbours(listed[1].id, listed) == {"newer": listed[0].id, "older": listed[2].id}
     assert event_drawer.neighbours("elsewhere", listed) == {"newer": None, "older": None}
+
+
+def test_address_of_the_caller_is_searched_without_its_port() -> None:
+    for peer, host in (("ipv4:10.0.3.59:51620", "10.0.3.59"), ("ipv6:%5B::1%5D:7", "::1"), ("unix:", "unix:")):
+        of = event(1, NOW)
+        of.peer = peer
+        (field,) = [field for field in data(of)["fields"] if field["name"] == "From"]
+        assert field["find"] == {"field": "ip", "value": host}

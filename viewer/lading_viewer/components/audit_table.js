@@ -25,7 +25,7 @@ function addRow(body, event, columns, open) {
 
 function onKey(rows, open) {
   return (press) => {
-    if (press.ctrlKey || press.metaKey || press.altKey) return;
+    if (!isPlain(press)) return;
     const at = rows.indexOf(press.target.closest('tr.event'));
     const to = { j: at + 1, ArrowDown: at + 1, k: at - 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[press.key];
     if (press.key === 'Enter' || press.key === ' ') { press.preventDefault(); open(rows[at].dataset.id); }
@@ -40,19 +40,14 @@ function focusRow(rows, row) {
 }
 
 // From anywhere on the page: / goes to the search, j into the table.
-function listenOnPage(host) {
-  const listener = (press) => {
-    const inside = press.composedPath()[0];
-    if (/INPUT|TEXTAREA|SELECT/.test(inside.tagName) || inside.isContentEditable || press.ctrlKey || press.metaKey || press.altKey) return;
+function onPageKey(host) {
+  return (press) => {
+    if (isTyping(press) || !isPlain(press) || hasDialog()) return;
     if (press.key === '/') {
       const search = document.querySelector('input[aria-label="Search"]');
       if (search) { press.preventDefault(); search.focus(); search.select(); }
-    } else if (press.key === 'j' && !press.composedPath().includes(host) && !document.querySelector('[role=dialog]')) {
-      host.querySelector('tr.event')?.focus();
-    }
+    } else if (press.key === 'j' && !press.composedPath().includes(host)) host.querySelector('tr.event')?.focus();
   };
-  document.addEventListener('keydown', listener);
-  return () => document.removeEventListener('keydown', listener);
 }
 
 function draw(host, data, setTriggerValue) {
@@ -90,12 +85,14 @@ function draw(host, data, setTriggerValue) {
 export default function ({ parentElement: host, data, setTriggerValue }) {
   // Rows do not move under a selection: the new ones come once it is gone.
   const selection = () => (host.getSelection ? host.getSelection() : getSelection());
-  const wait = data.live && host.lading && !selection().isCollapsed && root(host).contains(selection().anchorNode);
-  const redraw = () => { if (selection().isCollapsed) { document.removeEventListener('selectionchange', redraw); draw(host, data, setTriggerValue); } };
+  const wait = data.live && host.lading && !selection().isCollapsed && host.querySelector('.root').contains(selection().anchorNode);
+  const redraw = () => {
+    if (!selection().isCollapsed) return;
+    document.removeEventListener('selectionchange', redraw);
+    draw(host, data, setTriggerValue);
+  };
   if (wait) document.addEventListener('selectionchange', redraw);
   else draw(host, data, setTriggerValue);
-  const forget = listenOnPage(host);
-  return () => { forget(); document.removeEventListener('selectionchange', redraw); };
+  listenOnPage('table', host, onPageKey(host));
+  return () => document.removeEventListener('selectionchange', redraw);
 }
-
-function root(host) { return host.querySelector('.root'); }

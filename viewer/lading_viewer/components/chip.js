@@ -64,3 +64,19 @@ async function copy(text, button) {
   button.lastChild.textContent = 'Copied';
   setTimeout(() => { button.lastChild.textContent = before; }, 1500);
 }
+
+// Keys that work anywhere on the page. One listener for good: components are drawn anew all the time, and a key that is
+// pressed meanwhile must not be lost.
+function listenOnPage(name, host, handle) {
+  if (!window.ladingKeys) {
+    window.ladingKeys = new Map();
+    document.addEventListener('keydown', (press) => {
+      for (const each of window.ladingKeys.values()) if (each.host.isConnected) each.handle(press);
+    });
+  }
+  window.ladingKeys.set(name, { host, handle });
+}
+
+const isTyping = (press) => /INPUT|TEXTAREA|SELECT/.test(press.composedPath()[0].tagName);
+const isPlain = (press) => !press.ctrlKey && !press.metaKey && !press.altKey;
+const hasDialog = () => document.querySelector('[role=dialog]') !== null;

@@ -9,7 +9,7 @@ function addValue(group, value, most, setTriggerValue) {
       type: 'button',
       class: value.state,
       'aria-pressed': String(value.state !== ''),
-      'aria-label': `${group.name}: ${value.state === 'out' ? 'not ' : ''}${value.word}, ${count(value.total)} events`,
+      'aria-label': `${group.name}: ${value.state === 'out' ? 'not ' : ''}${value.word}, ${count(value.total)} ${value.total === 1 ? 'event' : 'events'}`,
       'data-testid': `facet-${group.field}-${value.word}`,
       title: `${failing}${value.hot ?? ''}${value.title}\nClick to filter, Alt-click to exclude.`,
       onclick: (press) => setTriggerValue('pick', { field: group.field, value: value.value, exclude: press.altKey }),

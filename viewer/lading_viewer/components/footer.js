@@ -24,12 +24,10 @@ export default function ({ parentElement: host, data, setTriggerValue }) {
     turn('newer', 'Newer', 'Left', 'left'), turn('older', 'Older', 'Right', 'right'),
     make('span', { class: 'label quiet' }, data.label), link, save('csv', 'CSV'), save('jsonl', 'JSONL'),
   );
-  const listener = (press) => {
+  listenOnPage('footer', host, (press) => {
     const where = { ArrowLeft: 'newer', ArrowRight: 'older' }[press.key];
-    if (!press.altKey || !where || document.querySelector('[role=dialog]')) return;
+    if (!press.altKey || !where || hasDialog()) return;
     press.preventDefault();
     if (data[where]) setTriggerValue('turn', where);
-  };
-  document.addEventListener('keydown', listener);
-  return () => document.removeEventListener('keydown', listener);
+  });
 }

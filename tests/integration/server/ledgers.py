@@ -1,0 +1,100 @@
+"""A ledger of its own, and ways to hold it up and to spoil its commits."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from lading_server.clock import Clock, new_id, now
+from lading_server.event import Actor, ActorType, Event, Outcome, Stage
+from lading_server.ledger.ledger import Ledger
+from lading_server.ledger.transaction import Transaction
+from lading_server.settings import Settings
+from lading_server.store import database
+
+ADA = Actor(ActorType.USER, "ada")
+
+
+def event(organization: str = "acme", **values: Any) -> Event:
+    """An event that ended well, unless told otherwise."""
+    given: dict[str, Any] = {
+        "id": new_id(),
+        "organization": organization,
+        "operation": new_id(),
+        "stage": Stage.COMPLETED,
+        "occurred_at": now(),
+        "actor": ADA,
+        "action": "task.update",
+        "outcome": Outcome.SUCCESS,
+    }
+    return Event(**(given | values))
+
+
+class Book:
+    """A ledger with its engine."""
+
+    def __init__(self, settings: Settings, clock: Clock = now) -> None:
+        self.engine = database.open_engine(settings.database_url)
+        self.ledger = Ledger(self.engine, boot_id=new_id(), clock=clock)
+        self.commits = 0
+        sa.event.listen(self.engine, "commit", self._count)
+
+    def _count(self, _connection: sa.Connection) -> None:
+        self.commits += 1
+
+    async def record(self, *events: Event) -> list[int]:
+        return await self.ledger.record(events)
+
+    async def commit(self, apply: Callable[[Transaction], Any], *organizations: str) -> Any:
+        return await self.ledger.commit(organizations or ("acme",), apply)
+
+    @contextlib.asynccontextmanager
+    async def busy(self) -> AsyncIterator[None]:
+        """While this is open the ledger is in a batch: what is submitted meanwhile makes the next one."""
+        inside, leave = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def wait(_transaction: Transaction) -> None:
+            loop.call_soon_threadsafe(inside.set)
+            assert leave.wait(10)
+
+        waiting = asyncio.ensure_future(self.ledger.commit((), wait))
+        await inside.wait()
+        try:
+            yield
+        finally:
+            leave.set()
+            await waiting
+
+    async def together(self, *work: Awaitable[Any]) -> list[Any]:
+        """Results, or exceptions, of units that are in one batch."""
+        async with self.busy():
+            tasks = [asyncio.ensure_future(one) for one in work]
+            await asyncio.sleep(0)  # each runs until it has handed in its unit
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def book(settings: Settings, clock: Clock = now) -> AsyncIterator[Book]:
+    """A ledger that runs."""
+    made = Book(settings, clock)
+    made.ledger.start()
+    try:
+        yield made
+    finally:
+        await made.ledger.close()
+        made.engine.dispose()
+
+
+@contextlib.contextmanager
+def commits(connection: sa.Connection, spoil: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """Calls `spoil(commit)` instead of the connection's next commits."""
+    original = connection.commit
+    connection.commit = lambda: spoil(original)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del connection.commit  # type: ignore[method-assign]

@@ -1,0 +1,114 @@
+"""Reads of the database: of one state, without effect, and never for long."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import sqlalchemy as sa
+
+from lading_server import errors
+from lading_server.store import database, reader
+from lading_server.store.reader import Reader
+from lading_server.store.schema import organizations
+from tests.postgres import Cluster
+
+FOREVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[sa.Engine]:
+    made = database.open_engine(database_url)
+    database.migrate(made)
+    yield made
+    made.dispose()
+
+
+def names(connection: sa.Connection) -> list[str]:
+    return list(connection.scalars(sa.select(organizations.c.name)))
+
+
+def insert(connection: sa.Connection, name: str) -> None:
+    connection.execute(sa.insert(organizations).values(name=name, created_at=1))
+
+
+async def test_a_read_leaves_nothing_behind(engine: sa.Engine) -> None:
+    reading = Reader(engine)
+    if engine.dialect.name == "postgresql":
+        with pytest.raises((errors.StoreUnavailable, sa.exc.DBAPIError)):
+            await reading.read(insert, "acme")
+    else:
+        await reading.read(insert, "acme")
+    assert await reading.read(names) == []
+    reading.close()
+
+
+async def test_a_read_sees_one_state(engine: sa.Engine) -> None:
+    def twice(connection: sa.Connection) -> tuple[list[str], list[str]]:
+        before = names(connection)
+        with engine.connect().execution_options(lading_writes=True) as other, other.begin():
+            insert(other, "meanwhile")
+        return before, names(connection)
+
+    reading = Reader(engine)
+    assert await reading.read(twice) == ([], [])
+    assert await reading.read(names) == ["meanwhile"]
+    reading.close()
+
+
+async def test_a_read_that_takes_too_long_is_given_up_and_frees_its_thread(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forever(connection: sa.Connection) -> object:
+        return connection.exec_driver_sql(FOREVER).scalar()
+
+    monkeypatch.setattr(reader, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(reader, "_UNLESS_TOO_LONG", "SET LOCAL statement_timeout = 200")
+    reading = Reader(engine)
+    answers = await asyncio.gather(*(reading.read(forever) for _ in range(20)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {errors.StoreUnavailable}
+    monkeypatch.setattr(reader, "ANSWER_SECONDS", 10)
+    assert await reading.read(names) == []
+    reading.close()
+
+
+async def test_an_error_of_the_function_is_the_callers(engine: sa.Engine) -> None:
+    def fail(_connection: sa.Connection) -> None:
+        raise errors.NotFound
+
+    reading = Reader(engine)
+    with pytest.raises(errors.NotFound):
+        await reading.read(fail)
+    reading.close()
+
+
+async def test_a_database_that_hangs_is_unavailable_within_two_seconds(own_postgres: Cluster) -> None:
+    made = database.open_engine(own_postgres.fresh_database())
+    await asyncio.to_thread(database.migrate, made)
+    reading = Reader(made)
+    assert await reading.read(names) == []
+    own_postgres.pause()
+    try:
+        began = time.monotonic()
+        with pytest.raises(errors.StoreUnavailable):
+            await reading.read(names)
+        assert time.monotonic() - began < 2
+    finally:
+        own_postgres.resume()
+    assert await reading.read(names) == []
+    reading.close()
+    made.dispose()
+
+
+async def test_reads_go_on_after_a_restart_of_the_database(own_postgres: Cluster) -> None:
+    made = database.open_engine(own_postgres.fresh_database())
+    await asyncio.to_thread(database.migrate, made)
+    reading = Reader(made)
+    assert await reading.read(names) == []
+    own_postgres.kill()
+    with pytest.raises(errors.StoreUnavailable):
+        await reading.read(names)
+    await asyncio.to_thread(own_postgres.start)
+    assert await reading.read(names) == []
+    reading.close()
+    made.dispose()
