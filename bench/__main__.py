@@ -1,7 +1,7 @@
 """`python -m bench [--only PART,…] [--quick]`: measures, prints, and writes bench/RESULTS.md, a section a part."""
 
 import argparse
-import os
+import contextlib
 import pathlib
 import sys
 import tempfile
@@ -34,9 +34,9 @@ def main() -> int:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if programs() is None:
         parser.error("PostgreSQL not found: apt-get install postgresql")
-    # This process, PostgreSQL and h2load; the servers have the other core.
-    os.sched_setaffinity(0, {machine.LOAD_CORE})
-    with tempfile.TemporaryDirectory(prefix="lading-bench-") as folder, cluster() as databases:
+    with tempfile.TemporaryDirectory(prefix="lading-bench-") as folder, contextlib.ExitStack() as stack:
+        with machine.pinned(machine.LOAD_CORE):
+            databases = stack.enter_context(cluster())
         measure(parts, pathlib.Path(folder), databases, quick=arguments.quick)
     return 0
 

@@ -1,8 +1,8 @@
 """Program: a fleet of agents that do nothing, each with a connection of its own.
 
 `python -m bench.agents ADDRESS DATA FIRST COUNT AT_ONCE [CERTIFICATE]`: agents of the organization acme, numbered from
-FIRST, AT_ONCE of them connecting at a time. Says `connected N` when each has its Welcome or has failed, then beats until
-SIGTERM. DATA is the server's, whose key signs their tokens.
+FIRST, AT_ONCE of them connecting at a time. Says `connected N` when each has its Welcome or has failed, then beats
+until SIGTERM. DATA is the server's, whose key signs their tokens.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Fleet:
         self._address, self._certificate = address, certificate
         self._key = tokens.load_key(data)
         self._slots = asyncio.Semaphore(at_once)
-        self._links: list[asyncio.Task[None]] = []
+        self._beats: list[asyncio.Task[None]] = []
 
     async def connect(self, number: int) -> None:
         """One agent: Hello, Welcome, then a heartbeat whenever the server wants one."""
@@ -47,7 +47,7 @@ class Fleet:
             first = await call.read()
         if first is grpc.aio.EOF:
             raise RuntimeError(f"{name}: {await call.code()} {await call.details()}")
-        self._links.append(asyncio.create_task(self._beat(call, first)))
+        self._beats.append(asyncio.create_task(self._beat(call, first)))
 
     def _open(self) -> grpc.aio.Channel:
         if self._certificate is None:
@@ -63,10 +63,8 @@ class Fleet:
             await call.write(agent_link_pb2.ConnectRequest(epoch=first.epoch, seq=sent, ack=first.seq, heartbeat=beat))
 
 
-async def main(address: str, data: str, first: str, count: str, at_once: str, *certificate: str) -> None:
-    pem = pathlib.Path(certificate[0]).read_bytes() if certificate else None
-    fleet = Fleet(address, pathlib.Path(data), pem, int(at_once))
-    numbers = range(int(first), int(first) + int(count))
+async def live(fleet: Fleet, numbers: range) -> None:
+    """Connect them all, say how many could, and keep them until SIGTERM."""
     ends = await asyncio.gather(*(fleet.connect(number) for number in numbers), return_exceptions=True)
     failures = [end for end in ends if end is not None]
     for failure in failures[:3]:
@@ -75,5 +73,11 @@ async def main(address: str, data: str, first: str, count: str, at_once: str, *c
     await asyncio.Event().wait()
 
 
+def main(address: str, data: str, first: str, count: str, at_once: str, *certificate: str) -> None:
+    pem = pathlib.Path(certificate[0]).read_bytes() if certificate else None
+    fleet = Fleet(address, pathlib.Path(data), pem, int(at_once))
+    uvloop.run(live(fleet, range(int(first), int(first) + int(count))))
+
+
 if __name__ == "__main__":
-    uvloop.run(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

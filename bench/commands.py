@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiodocker
 import grpc
@@ -73,7 +74,7 @@ def through_lading(
     full = f"agents/{AGENT}/containers/{name}"
     at_once = Duration()
     spec = commands_pb2.ContainerSpec(image=image, command=COMMAND, network="none")
-    asks = {
+    asks: dict[str, tuple[Any, Any]] = {
         "create": (stub.CreateContainer, pb.CreateContainerRequest(name=full, spec=spec)),
         "start": (stub.StartContainer, pb.StartContainerRequest(name=full)),
         "pause": (stub.PauseContainer, pb.PauseContainerRequest(name=full)),
@@ -86,7 +87,7 @@ def through_lading(
     def step(verb: str) -> Step:
         method, request = asks[verb]
         request.reason = "bench"
-        return lambda: method(request, metadata=credentials, timeout=CALL_SECONDS)  # type: ignore[no-any-return,operator]
+        return lambda: method(request, metadata=credentials, timeout=CALL_SECONDS)
 
     return {verb: step(verb) for verb in asks}
 
@@ -94,7 +95,11 @@ def through_lading(
 def on_engine(docker: aiodocker.Docker, name: str, image: str) -> dict[str, Step]:
     """The same steps, asked of the engine."""
     container = docker.containers.container(name)
-    config = {"Image": image, "Cmd": COMMAND, "HostConfig": {"NetworkMode": "none", "RestartPolicy": {"Name": "no"}}}
+    config: dict[str, Any] = {
+        "Image": image,
+        "Cmd": COMMAND,
+        "HostConfig": {"NetworkMode": "none", "RestartPolicy": {"Name": "no"}},
+    }
     return {
         "create": lambda: docker.containers.create(config, name=name),
         "start": container.start,
@@ -114,11 +119,8 @@ def describe(ours: Times, engines: Times) -> str:
     for verb in (*VERBS, "whole life"):
         one, other = statistics.median(ours[verb]), statistics.median(engines[verb])
         ratios = [mine / its for mine, its in zip(ours[verb], engines[verb], strict=True)]
-        p95 = burst.percentile(ours[verb], 0.95)
-        rows.append(
-            [verb, f"{one:.1f}", f"{other:.1f}", f"{one / other:.2f}", burst.spread(ratios), f"{one - other:.1f}"]
-            + [f"{p95:.1f}"]
-        )
+        cells = [f"{one:.1f}", f"{other:.1f}", f"{one / other:.2f}", burst.spread(ratios), f"{one - other:.1f}"]
+        rows.append([verb, *cells, f"{burst.percentile(ours[verb], 0.95):.1f}"])
         lines.append(report.verdict(f"{verb}: median over median", one / other, RATIO_MAX, at_most=True))
     head = ["verb", "Lading p50 ms", "engine p50 ms", "ratio", "by round", "added ms", "Lading p95 ms"]
     return "\n\n".join([EXPLANATION, report.table(head, rows), "\n".join(lines)])

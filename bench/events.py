@@ -58,7 +58,11 @@ class Scene:
     def event(self, at: int, actor: Actor, action: str, **others: Any) -> Event:
         address = f"10.0.{self.random.randrange(4)}.{self.random.randrange(250)}"
         details = others.pop("details", {}) | {"peer": f"ipv4:{address}:{self.random.randrange(32768, 61000)}"}
-        values = {"operation": self.id(at), "stage": Stage.COMPLETED, "outcome": Outcome.SUCCESS} | others
+        values: dict[str, Any] = {
+            "operation": self.id(at),
+            "stage": Stage.COMPLETED,
+            "outcome": Outcome.SUCCESS,
+        } | others
         return Event(
             id=self.id(at),
             organization=self.organization,

@@ -1,9 +1,11 @@
 """The machine that the figures are of, and its processes' use of it."""
 
+import contextlib
 import os
 import pathlib
 import platform
 import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -20,11 +22,9 @@ def describe() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     memory = PAGE_BYTES * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{len(CORES)} cores of {model}, {memory:.0f} GB, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, grpcio {version('grpcio')}, uvloop {version('uvloop')}, SQLite {sqlite3.sqlite_version}, "
-        f"psycopg {version('psycopg')}, SQLAlchemy {version('sqlalchemy')}"
-    )
+    versions = {name: version(name) for name in ("grpcio", "uvloop", "psycopg", "SQLAlchemy")}
+    versions |= {"Linux": platform.release(), "Python": platform.python_version(), "SQLite": sqlite3.sqlite_version}
+    return f"{len(CORES)} cores of {model}, {memory:.0f} GB, {', '.join(f'{a} {b}' for a, b in versions.items())}"
 
 
 def load() -> str:
@@ -35,6 +35,17 @@ def load() -> str:
 def moment() -> str:
     """The time now."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+@contextlib.contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Keep this process, and those that it starts meanwhile, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -77,7 +77,7 @@ def run(folder: pathlib.Path, cluster: Cluster, *, quick: bool) -> None:
     burst.require()
     load_before = machine.load()
     parts = []
-    with contextlib.ExitStack() as stack:
+    with machine.pinned(machine.LOAD_CORE), contextlib.ExitStack() as stack:
         subjects = list(start(stack, folder, cluster))
         for level in QUICK if quick else LEVELS:
             measure(subjects, level)

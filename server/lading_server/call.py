@@ -45,7 +45,7 @@ class Call:
     details: dict[str, Any] = field(default_factory=dict)
     superseded_by: int | None = None
     started: bool = False
-    """Its STARTED event is committed."""
+    """Its STARTED event is with the ledger."""
     recorded: bool = False
     """Its end is with the ledger: nothing may record another one."""
 

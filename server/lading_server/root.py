@@ -152,6 +152,7 @@ class Server:
         """Let agents drain and calls end for at most `seconds`, then cut the rest off, and commit every record."""
         await self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._agent_link.drain("the server stops")
+        self._audit.stop_in(seconds)
         await self._grpc.stop(seconds)
         await self._audit.drained()
         for task in self._tasks:

@@ -20,6 +20,7 @@ from lading.v1 import (
 )
 from tests.faults.reader import check_log
 from tests.postgres import Cluster
+from tests.process import wait_until
 from tests.stack import Stack
 
 WITHIN_SECONDS = 2.0
@@ -100,7 +101,7 @@ async def test_calls_fail_within_two_seconds_and_service_resumes_without_the_dat
     async with grpc.aio.insecure_channel(outage.stack.address) as channel:
         every = calls(channel, outage.stack.credentials())
         await every["RestartContainer"]()
-        assert outage.starts == 1
+        wait_until(lambda: outage.starts == 1, "the container has started once")
 
         outage.postgres.stop() if away == "stopped" else outage.postgres.pause()
         for name, call in every.items():
@@ -112,6 +113,6 @@ async def test_calls_fail_within_two_seconds_and_service_resumes_without_the_dat
             await succeeds(call)
         assert outage.starts == 1, "a command was sent whose call had failed"
         await succeeds(every["RestartContainer"])
-        assert outage.starts == 2
+        wait_until(lambda: outage.starts == 2, "the container has started again")
     assert outage.server.terminate() == 0
     check_log(outage.url)

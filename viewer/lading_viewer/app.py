@@ -10,7 +10,6 @@ from lading_viewer.moments import clock
 
 st.set_page_config(
     page_title="Audit log – Lading",
-    page_icon=str(resources.files("lading_viewer").joinpath("icon.png")),
     layout="wide",
     menu_items={"Get help": None, "Report a bug": None, "About": None},
 )

@@ -168,7 +168,7 @@ def _search() -> View:
         st.text_input(
             "Search",
             key="q",
-            live="300ms",
+            live=True,
             bind="query-params",
             placeholder=PLACEHOLDER,
             label_visibility="collapsed",

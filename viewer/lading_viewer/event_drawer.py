@@ -83,11 +83,11 @@ def neighbours(event_id: str, listed: Sequence[Event]) -> dict[str, str | None]:
 
 def data(event: Event, related: Sequence[Event], clock: Clock, link: str) -> dict[str, Any]:
     """For `components.event`. `related` are the events of the same operation, oldest first."""
-    look, status, code = words.action(event.action), words.status(event.outcome), words.code(event)
+    look, status = words.action(event.action), words.status(event.outcome)
     return {
         "chips": [look.as_data(), status.as_data()],
         "sentence": _sentence(event),
-        "error": {"code": code, "text": event.error, "advice": words.ADVICE.get(code, "")} if _failed(event) else None,
+        "error": _error(event),
         "fields": [field for field in _fields(event, clock) if field["value"]],
         "change": _change(event.diff) if event.HasField("diff") else None,
         "timeline": _timeline(event, related, clock),
@@ -98,8 +98,13 @@ def data(event: Event, related: Sequence[Event], clock: Clock, link: str) -> dic
     }
 
 
-def _failed(event: Event) -> bool:
-    return bool(event.error or event.code)
+def _error(event: Event) -> dict[str, str] | None:
+    """Code and text, and what can be done about it unless the text names a command itself."""
+    code = words.code(event)
+    if not event.error and not code:
+        return None
+    advice = "" if "`" in event.error else words.ADVICE.get(code, "")
+    return {"code": code, "text": event.error, "advice": advice, "tone": words.status(event.outcome).tone}
 
 
 def _json(value: Struct) -> str:

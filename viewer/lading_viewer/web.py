@@ -46,6 +46,8 @@ def app(*, one_time_code_file: Path | None = None, hosts: Collection[str] = ()) 
             Route("/signout", entry.leave, methods=["POST"]),
             Route("/export", export_events, methods=["GET"]),
             Route("/icon.png", icon, methods=["GET"]),
+            # Streamlit's own name for it; `page_icon` of a page would load numpy.
+            Route("/favicon.png", icon, methods=["GET"]),
         ],
         middleware=[
             Middleware(Doorway, hosts=frozenset(hosts), headers=headers()),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lading_client.errors import LadingError
 
 HERE = "lading_client.cli"
+INTERRUPTED = 130
 # Section, command, where it is, what it does.
 TREE = (
     ("Containers", "ps", f"{HERE}.containers:ps", "Containers and their state."),
@@ -113,21 +114,27 @@ def main() -> None:
     """Run the command line; ends the process with one of the exit codes of `lading_client.errors` or of click."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        sys.stdout.flush()
+        # An interrupt inside gRPC's locks can leave its threads waiting for each other: nothing of it is torn down,
+        # and while this handler runs the exception keeps all of it alive.
+        os._exit(INTERRUPTED)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; its exit code."""
+    """Run one command line; its exit code. Raises KeyboardInterrupt or click.Abort on Ctrl-C."""
+    invocation = Invocation()
     color = False if os.environ.get("NO_COLOR") else None
     try:
-        found = root.main(arguments, prog_name="lading", standalone_mode=False, obj=Invocation(), color=color)
+        found = root.main(arguments, prog_name="lading", standalone_mode=False, obj=invocation, color=color)
         sys.stdout.flush()
         return found if isinstance(found, int) else 0
     except click.exceptions.Exit as end:
         return end.exit_code
-    except click.Abort:
-        click.echo("Interrupted.", err=True)
-        return 130
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -135,21 +142,18 @@ def run(arguments: list[str]) -> int:
         # Whoever read our output has enough; what is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        click.echo("Interrupted.", err=True)
-        return 130
     except Exception as error:
         from lading_client.errors import LadingError
 
         if not isinstance(error, LadingError):
             raise
-        return failed(error, color)
+        return failed(error, invocation.verbose, color)
 
 
-def failed(error: LadingError, color: bool | None) -> int:
+def failed(error: LadingError, verbose: bool, color: bool | None) -> int:
     """Say what went wrong and what helps; the exit code."""
     from lading_client.cli.failure import sentences
 
-    for line in sentences(error):
+    for line in sentences(error, verbose):
         click.echo(line, err=True, color=color)
     return error.exit_code

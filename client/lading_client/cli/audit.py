@@ -36,6 +36,7 @@ def audit() -> None:
     examples="""
     lading audit ls                                          the newest events
     lading audit ls 'action:stop,kill -status:SUCCESS' --since 7d
+    lading audit ls --changes                                without reads
     lading audit ls user:deploy-bot target:web --limit 200 -o jsonl
     lading audit ls cmd:0198c2de-… --all                     every stage of a command
     lading audit fields                                      what a query may name""",
@@ -48,6 +49,7 @@ def audit() -> None:
 def ls(
     invocation: Invocation,
     words: Sequence[str],
+    changes: bool,
     since: datetime | None,
     until: datetime | None,
     limit: int,
@@ -58,7 +60,7 @@ def ls(
     """List events, newest first: the last word on each operation."""
     from lading.v1 import audit_log_pb2
 
-    query = read_query(invocation, words, since, until)
+    query = read_query(invocation, words, changes, since, until)
     asked = query.filter
     asked.latest_only = not every
     found: list[Event] = []
@@ -87,6 +89,8 @@ def _again(invocation: Invocation, query: Query) -> Iterator[str]:
             yield from (f"--{name}", str(invocation.flags[name]))
     if text := write(term for term in query.terms if term.field not in TIMES):
         yield text
+    if query.filter.changes_only:
+        yield "--changes"
     if query.filter.HasField("since"):
         yield from ("--since", query.filter.since.ToJsonString())
     if query.filter.HasField("until"):
@@ -96,18 +100,18 @@ def _again(invocation: Invocation, query: Query) -> Iterator[str]:
 @audit.command(
     "tail",
     cls=QueryCommand,
-    params=list(QUERY[:1]),
+    params=list(QUERY[:2]),
     examples="lading audit tail\nlading audit tail -f 'status:FAILURE,DENIED'\nlading audit tail -f -n 0 -o jsonl",
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is recorded from now on.")
 @click.option("-n", "--lines", type=click.IntRange(0, 500), default=10, help="So many events to begin with. [10]")
 @pass_invocation
-def tail(invocation: Invocation, words: Sequence[str], follow: bool, lines: int) -> None:
+def tail(invocation: Invocation, words: Sequence[str], changes: bool, follow: bool, lines: int) -> None:
     """The newest events in the order in which they came, every stage of each operation."""
     from lading.v1 import audit_log_pb2
     from lading_client.documents import json_line
 
-    asked = read_query(invocation, words).filter
+    asked = read_query(invocation, words, changes).filter
     if follow and (asked.HasField("since") or asked.HasField("until")):
         raise click.UsageError("With -f there are no times in the query: it goes on from now.")
     found: list[Event] = []
@@ -135,7 +139,7 @@ def tail(invocation: Invocation, words: Sequence[str], follow: bool, lines: int)
 @click.option("--by", default="status,action,user,agent", metavar="FIELD[,FIELD]", help="Count by these fields.")
 @pass_invocation
 def stats(
-    invocation: Invocation, words: Sequence[str], since: datetime | None, until: datetime | None, by: str
+    invocation: Invocation, words: Sequence[str], changes: bool, since: datetime | None, until: datetime | None, by: str
 ) -> None:
     """Count events over time and by field; without --since, of the last 24 hours."""
     from lading.v1 import audit_log_pb2
@@ -145,7 +149,7 @@ def stats(
     countable = ("user", "action", "agent", "status", "code", "source")
     if wrong := [name for name in fields if name not in countable]:
         raise click.UsageError(f"{wrong[0]} cannot be counted. Fields: {', '.join(countable)}.")
-    query = read_query(invocation, words, since, until)
+    query = read_query(invocation, words, changes, since, until)
     request = audit_log_pb2.SummarizeEventsRequest(filter=query.filter, facets=[FIELDS[name] for name in fields])
     found = invocation.client.audit.SummarizeEvents(request)
     output.show_one(invocation, found, str(found.total), lambda: _counts(found))

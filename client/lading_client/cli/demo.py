@@ -74,6 +74,7 @@ def _play(invocation: Invocation, folder: pathlib.Path, smoke: bool) -> int:
         try:
             invocation.say(built.engine_note)
             performed = list(script.perform(built))
+            stage.await_viewer(built)
             invocation.say(f"{len(performed)} operations performed. Ready after {time.monotonic() - began:.1f} s.")
             if smoke:
                 complaints += checks.complaints(built, performed)
@@ -94,13 +95,12 @@ def _play(invocation: Invocation, folder: pathlib.Path, smoke: bool) -> int:
 
 
 def _lines(built: Stage) -> Iterator[str]:
-    from lading_client.demo.script import WEB
     from lading_client.demo.stage import OPERATOR
 
     command = "lading" if shutil.which("lading") else shlex.quote(str(pathlib.Path(sys.argv[0]).absolute()))
-    token = f"$(cat {shlex.quote(str(built.token_file(OPERATOR)))})"
+    who = f'LADING_SERVER={built.server} LADING_TOKEN="$(cat {shlex.quote(str(built.token_file(OPERATOR)))})"'
     yield f"Viewer  http://{built.viewer}/signin?code={built.code}   (signs you in once)"
-    yield f"Try     LADING_SERVER={built.server} LADING_TOKEN={token} {command} stop {WEB} --reason 'to see it'"
+    yield f"Try     {who} {command} stop {built.target('web')} --reason 'to see it'"
     yield "Stop    Ctrl-C"
 
 

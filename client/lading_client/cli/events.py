@@ -84,13 +84,18 @@ class QueryCommand(Command):
 EXCLUSION = re.compile(r"-\w+:")
 QUERY = (
     click.Argument(["words"], nargs=-1, metavar="[QUERY]"),
+    click.Option(["--changes"], is_flag=True, help="Leave reads out."),
     click.Option(["--since"], type=MOMENT, help="Recorded since."),
     click.Option(["--until"], type=MOMENT, help="Recorded before."),
 )
 
 
 def read_query(
-    invocation: Invocation, words: Sequence[str], since: datetime | None = None, until: datetime | None = None
+    invocation: Invocation,
+    words: Sequence[str],
+    changes: bool,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> Query:
     """The query of a command line; what of it does not apply is said."""
     from lading_client.query import parse
@@ -99,6 +104,7 @@ def read_query(
     query = parse(" ".join(words), datetime.now(UTC), zone=None)
     for warning in query.warnings:
         invocation.say(warning)
+    query.filter.changes_only = changes
     for name, moment in (("since", since), ("until", until)):
         if moment is not None:
             getattr(query.filter, name).CopyFrom(timestamp(moment))

@@ -42,6 +42,7 @@ TOLD_EVERY = 0.5  # seconds
 def export(
     invocation: Invocation,
     words: Sequence[str],
+    changes: bool,
     since: datetime | None,
     until: datetime | None,
     kind: str,
@@ -50,7 +51,7 @@ def export(
     last_only: bool,
 ) -> None:
     """Write all events that match, newest first, every stage of each operation. The export itself is recorded."""
-    asked = read_query(invocation, words, since, until).filter
+    asked = read_query(invocation, words, changes, since, until).filter
     asked.latest_only = last_only
     events = _told(invocation, _events(invocation.client, asked, limit, kind))
     with _file(out) as file:

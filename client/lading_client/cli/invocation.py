@@ -35,8 +35,8 @@ class Invocation:
     def __enter__(self) -> Invocation:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if "client" in vars(self):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if "client" in vars(self) and kind is not KeyboardInterrupt:
             self.client.close()
 
     def flag(self, name: str, variable: str = "", default: Any = None) -> Any:

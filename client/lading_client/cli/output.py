@@ -271,7 +271,7 @@ def plural(count: int, noun: str) -> str:
 
 
 PLAIN = re.compile(r"[A-Za-z_/][\w./@+-]*( [\w./@+-]+)*")
-RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "y", "n", "nan", "infinity"}
 
 
 def yaml(value: Any, indent: str = "") -> Iterator[str]:

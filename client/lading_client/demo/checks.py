@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from lading.v1 import audit_log_pb2
 from lading_client import labels, names
 from lading_client.demo import engine
-from lading_client.demo.script import API, MAILER, WEB, WORKER, Scene
-from lading_client.demo.stage import AGENTS, AUDITOR, Stage
+from lading_client.demo.script import Scene
+from lading_client.demo.stage import AUDITOR, Stage
 from lading_client.paging import pages
 
-RUNNING = (WEB, API, WORKER)
+ENDS = {"web": "running", "api": "running", "worker": "running", "mailer": "exited"}
 
 
 def complaints(stage: Stage, scenes: Sequence[Scene]) -> Iterator[str]:
@@ -47,16 +47,13 @@ def _is(event: audit_log_pb2.Event, scene: Scene) -> bool:
 
 def _containers(stage: Stage) -> Iterator[str]:
     states = {names.short(one.name): one.state for one in stage.client(AUDITOR).list_containers()}
-    for target in RUNNING:
-        if states.get(target) != "running":
-            yield f"{target} is {states.get(target, 'missing')} and should be running."
-    if states.get(MAILER) != "exited":
-        yield f"{MAILER} is {states.get(MAILER, 'missing')} and should be exited."
-    for target in RUNNING:
-        agent, _, name = target.partition("/")
-        if stage.engine and agent == AGENTS[0]:
-            yield from _on_engine(stage.engine, name)
-        elif not _processes(stage.mark, name):
+    for process, expected in ENDS.items():
+        target = stage.target(process)
+        if states.get(target) != expected:
+            yield f"{target} is {states.get(target, 'missing')} and should be {expected}."
+        if expected == "running" and stage.engine and stage.on_engine(process):
+            yield from _on_engine(stage.engine, stage.container(process))
+        elif expected == "running" and not _processes(stage.mark, process):
             yield f"{target} has no process on this machine."
 
 

@@ -75,6 +75,11 @@ class Engine:
     def remove_image(self) -> None:
         self.ask("DELETE", f"/images/{IMAGE}?force=1")
 
+    def names(self) -> set[str]:
+        """Names of all its containers."""
+        found = json.loads(self.ask("GET", "/containers/json?all=1"))
+        return {name.removeprefix("/") for container in found for name in container["Names"]}
+
     def state(self, container: str) -> dict[str, Any]:
         """State of a container, as the engine itself tells it."""
         found: dict[str, Any] = json.loads(self.ask("GET", f"/containers/{container}/json"))["State"]

@@ -14,9 +14,9 @@ from lading_client import errors
 from lading_client.demo import engine
 from lading_client.demo.stage import (
     ADMIN,
-    AGENTS,
     AUDITOR,
     DEPLOY_BOT,
+    HOSTS,
     OPERATOR,
     PROGRAM,
     TASK_SERVICE,
@@ -24,9 +24,6 @@ from lading_client.demo.stage import (
     Stage,
 )
 
-WEB, API = (f"{AGENTS[0]}/{name}" for name in ("web", "api"))
-WORKER, MAILER = (f"{AGENTS[1]}/{name}" for name in ("worker", "mailer"))
-CONTAINERS = (WEB, API, WORKER, MAILER)
 LABEL = "lading.demo"
 
 
@@ -65,25 +62,27 @@ def scenes(stage: Stage) -> Iterator[Scene]:
     deploy, operator = stage.client(DEPLOY_BOT), stage.client(OPERATOR)
     viewer, admin, tasks = stage.client(VIEWER), stage.client(ADMIN), stage.client(TASK_SERVICE)
     auditor = stage.client(AUDITOR)
+    web, api, worker, mailer = (stage.target(process) for process in HOSTS)
 
     owner = {"op": "add", "path": "/projects/shop", "value": {"owner": OPERATOR, "tier": "gold"}}
     create_project = partial(tasks.record, "project.create", ["project:shop"], diff=[owner], on_behalf_of=OPERATOR)
     yield Scene(TASK_SERVICE, "project.create", "shop", partial(create_project, reason="new customer"))
-    for target in CONTAINERS:
-        yield Scene(DEPLOY_BOT, "container.create", target, partial(_create, stage, target))
+    for process in HOSTS:
+        target = stage.target(process)
+        yield Scene(DEPLOY_BOT, "container.create", target, partial(_create, stage, process))
         yield Scene(DEPLOY_BOT, "container.start", target, partial(deploy.start, target, reason="release 1.30"))
-    yield Scene(OPERATOR, "container.restart", API, partial(operator.restart, API, reason="new certificate"))
-    yield Scene(OPERATOR, "container.pause", WORKER, partial(operator.pause, WORKER, reason="look at the queue"))
-    yield Scene(OPERATOR, "container.unpause", WORKER, partial(operator.unpause, WORKER))
-    yield Scene(OPERATOR, "container.stop", WEB, partial(operator.stop, WEB, reason="INC-527 mitigation"))
-    try_it = partial(viewer.stop, API, reason="just trying")
-    yield Scene(VIEWER, "container.stop", API, try_it, "DENIED", "PERMISSION_DENIED")
-    again = partial(operator.start, API, reason="is it up?")
-    yield Scene(OPERATOR, "container.start", API, again, "FAILURE", "FAILED_PRECONDITION")
-    missing = f"{AGENTS[0]}/no-such-container"
+    yield Scene(OPERATOR, "container.restart", api, partial(operator.restart, api, reason="new certificate"))
+    yield Scene(OPERATOR, "container.pause", worker, partial(operator.pause, worker, reason="look at the queue"))
+    yield Scene(OPERATOR, "container.unpause", worker, partial(operator.unpause, worker))
+    yield Scene(OPERATOR, "container.stop", web, partial(operator.stop, web, reason="INC-527 mitigation"))
+    try_it = partial(viewer.stop, api, reason="just trying")
+    yield Scene(VIEWER, "container.stop", api, try_it, "DENIED", "PERMISSION_DENIED")
+    again = partial(operator.start, api, reason="is it up?")
+    yield Scene(OPERATOR, "container.start", api, again, "FAILURE", "FAILED_PRECONDITION")
+    missing = f"{HOSTS['web']}/no-such-container"
     yield Scene(OPERATOR, "container.start", missing, partial(operator.start, missing), "FAILURE", "NOT_FOUND")
-    yield Scene(OPERATOR, "container.start", WEB, partial(operator.start, WEB, reason="INC-527 is over"))
-    yield Scene(OPERATOR, "container.kill", MAILER, partial(operator.kill, MAILER, reason="INC-528: hangs"))
+    yield Scene(OPERATOR, "container.start", web, partial(operator.start, web, reason="INC-527 is over"))
+    yield Scene(OPERATOR, "container.kill", mailer, partial(operator.kill, mailer, reason="INC-528: hangs"))
     done = {"op": "replace", "path": "/state", "value": "done", "was": "open"}
     mine = {"op": "replace", "path": "/assignee", "value": OPERATOR, "was": None}
     update_task = partial(tasks.record, "task.update", ["task:task-42", "project:shop"], diff=[done, mine])
@@ -97,15 +96,15 @@ def scenes(stage: Stage) -> Iterator[Scene]:
     yield Scene(AUDITOR, "audit.list", "", partial(auditor.audit.ListEvents, listing))
 
 
-def _create(stage: Stage, target: str) -> None:
-    agent, _, name = target.partition("/")
-    labels = {"app": name, "env": "demo", LABEL: stage.mark}
+def _create(stage: Stage, process: str) -> None:
+    target = stage.target(process)
+    labels = {"app": process, "env": "demo", LABEL: stage.mark}
     deploy = stage.client(DEPLOY_BOT)
-    if stage.engine and agent == AGENTS[0]:
-        command = ["/bin/sh", "-c", PROGRAM.format(name=name)]
+    if stage.on_engine(process):
+        command = ["/bin/sh", "-c", PROGRAM.format(name=process)]
         deploy.create(target, engine.IMAGE, command=command, labels=labels, network="none", reason="release 1.30")
     else:
-        deploy.create(target, name, labels=labels, reason="release 1.30")
+        deploy.create(target, process, labels=labels, reason="release 1.30")
 
 
 def clear(stage: Stage) -> list[str]:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from lading.v1 import access_pb2, agents_pb2, audit_log_pb2
+from lading_client import names
 from lading_client.client import Client
 from lading_client.demo import engine
 from lading_client.demo.children import ChildFailed, Children, run
@@ -23,6 +24,9 @@ ROLES = {
     DEPLOY_BOT: ("operator", "recorder"),
     TASK_SERVICE: ("recorder",),
 }
+# Which agent runs which process.
+HOSTS = {"web": "dock-1", "api": "dock-1", "worker": "dock-2", "mailer": "dock-2"}
+AGENTS = tuple(dict.fromkeys(HOSTS.values()))
 READY_WITHIN = 60.0  # seconds; a first start writes byte code and migrates
 LIFETIME = 86400  # seconds
 
@@ -32,17 +36,36 @@ PROGRAM = "trap 'echo {name}: bye; exit 0' TERM; echo {name}: up; while :; do sl
 
 @dataclass
 class Stage:
-    """`mark` is in the command line of every process of the process runtime that this demo started."""
+    """`mark` is in the command line of every process of the process runtime that this demo started.
+
+    `suffix` follows the names of its containers where an engine has others of these names.
+    """
 
     data: pathlib.Path
     children: Children
     mark: str = field(default_factory=lambda: f"lading-demo-{secrets.token_hex(6)}")
+    suffix: str = ""
     engine: engine.Engine | None = None
     engine_note: str = ""
     server: str = ""
     viewer: str = ""
     code: str = ""
     clients: dict[str, Client] = field(default_factory=dict)
+
+    def container(self, process: str) -> str:
+        """Name of the container that runs a process."""
+        return process + self.suffix
+
+    def target(self, process: str) -> str:
+        """`agent/container` of the same."""
+        return f"{HOSTS[process]}/{self.container(process)}"
+
+    def on_engine(self, process: str) -> bool:
+        """Whether it runs as a container of the engine.
+
+        Only the first agent drives it: two on one engine would both report each of its containers.
+        """
+        return self.engine is not None and HOSTS[process] == AGENTS[0]
 
     def token_file(self, subject: str) -> pathlib.Path:
         return self.data / "tokens" / subject.partition("@")[0]
@@ -62,7 +85,10 @@ class Stage:
 
 @contextmanager
 def build(data: pathlib.Path) -> Iterator[Stage]:
-    """Everything up and connected; all of it is stopped at the end. ChildFailed when it does not come up."""
+    """Server and agents up and connected, the viewer on its way; all is stopped at the end.
+
+    ChildFailed when something does not come up.
+    """
     for folder in (data, data / "tokens", data / "logs"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -74,7 +100,7 @@ def build(data: pathlib.Path) -> Iterator[Stage]:
         _start_viewer(stage)
         _start_agents(stage)
         _await_agents(stage)
-        _await_viewer(stage)
+        _choose_names(stage)
         yield stage
 
 
@@ -114,10 +140,6 @@ def _issue(stage: Stage, subject: str, kind: audit_log_pb2.ActorType.ValueType, 
     write_secret(stage.token_file(subject), stage.client(ADMIN).access.IssueToken(request).secret)
 
 
-AGENTS = ("dock-1", "dock-2")
-PROCESSES = ("web", "api", "worker", "mailer")
-
-
 def _choose_engine(stage: Stage) -> None:
     found = engine.find()
     if found is None:
@@ -134,13 +156,12 @@ def _choose_engine(stage: Stage) -> None:
         )
         return
     stage.engine = found
-    # Two agents on one engine would both report each of its containers.
     stage.engine_note = f"dock-1 runs containers of the engine at {found.url}, dock-2 plain processes."
 
 
 def _start_agents(stage: Stage) -> None:
     declared = stage.data / "processes.toml"
-    declared.write_text("".join(_declaration(name, stage.mark) for name in PROCESSES))
+    declared.write_text("".join(_declaration(name, stage.mark) for name in HOSTS))
     for agent in AGENTS:
         runtime = ["--runtime", "process", "--processes", str(declared)]
         if stage.engine and agent == AGENTS[0]:
@@ -179,7 +200,17 @@ def _start_viewer(stage: Stage) -> None:
     stage.children.start("viewer", ["viewer", "run", *listen, *files])
 
 
-def _await_viewer(stage: Stage) -> None:
+def _choose_names(stage: Stage) -> None:
+    taken = {names.short(container.name) for container in stage.client(ADMIN).list_containers()}
+    if stage.engine:
+        # The agent may not have reported them yet.
+        taken |= {f"{AGENTS[0]}/{name}" for name in stage.engine.names()}
+    if taken.intersection(stage.target(process) for process in HOSTS):
+        stage.suffix = f"-{stage.mark[-4:]}"
+
+
+def await_viewer(stage: Stage) -> None:
+    """Until it answers. ChildFailed when it does not come up."""
     child = next(child for child in stage.children.running if child.name == "viewer")
     stage.viewer = stage.children.wait_for_file(child, stage.data / "viewer.address", READY_WITHIN)
 

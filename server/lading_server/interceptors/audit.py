@@ -40,6 +40,7 @@ EOF_GRACE_SECONDS = 0.005
 """read() reports a cancel, a deadline and a lost connection as a clean end; the cancellation follows within this."""
 WATCH_SECONDS = 1.0
 OPERATION_KEY = "lading-operation"
+CUT_OFF = "the server stopped before the call had ended"
 
 NO_HANDLER: Any = grpc.unary_unary_rpc_method_handler(lambda *_: None)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -90,6 +91,8 @@ class Context:
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with this status."""
+        if code is grpc.StatusCode.OK:
+            raise ValueError("abort is for failures: grpc would leave the caller waiting")
         raise Ending(Code(code.value[0]), details)
 
     async def read(self) -> Any:
@@ -134,6 +137,15 @@ class Audit(grpc.aio.ServerInterceptor):
         self._streams: dict[asyncio.Task[Any], tuple[Call, Method]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._active: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+
+    def stop_in(self, seconds: float) -> None:
+        """The server stops: what is cut off after so many seconds is so by us, not by its caller."""
+
+        def stop() -> None:
+            self._stopping = True
+
+        asyncio.get_running_loop().call_later(seconds, stop)
 
     async def drained(self) -> None:
         """Wait until the calls that a stop cut off have left their records."""
@@ -227,8 +239,8 @@ class Audit(grpc.aio.ServerInterceptor):
                 request = await self._read_request(call, context, method)
                 access.check(call, method)
                 validation.check(method.checks, request)
+            call.started = True  # also when the caller goes away while it is being committed
             await self._ledger.record([self._event(call, method, context, Stage.STARTED, Outcome.PENDING, 0, "")])
-            call.started = True
             self._streams[task] = (call, method)
             if inspect.isasyncgenfunction(behaviour):
                 async with contextlib.aclosing(behaviour(request, context)) as replies:
@@ -307,12 +319,15 @@ class Audit(grpc.aio.ServerInterceptor):
         if isinstance(failure, asyncio.CancelledError) and asyncio.current_task().cancelling():  # type: ignore[union-attr]
             # By grpc: the caller cancelled, its deadline passed, its connection is lost, or the server stops.
             left = context.time_remaining()
-            code = Code.CANCELLED
-            if left is not None and left <= DEADLINE_SLACK_SECONDS:
-                code = Code.DEADLINE_EXCEEDED
+            if self._stopping:
+                code, message = Code.UNAVAILABLE, CUT_OFF
+            elif left is not None and left <= DEADLINE_SLACK_SECONDS:
+                code, message = Code.DEADLINE_EXCEEDED, ""
+            else:
+                code, message = Code.CANCELLED, ""
             if not call.recorded:
                 with contextlib.suppress(errors.Error):
-                    await self._record(call, method, context, code, "")
+                    await self._record(call, method, context, code, message)
             raise failure
         if isinstance(failure, Ending):
             code, message = failure.code, failure.message
@@ -401,9 +416,8 @@ class Audit(grpc.aio.ServerInterceptor):
             return
         method = self._methods.get(call.method, methods.UNKNOWN)
         context = Context(None, method, NO_HANDLER)
-        record = asyncio.create_task(
-            self._record(call, method, context, Code.CANCELLED, "cut off before it was served")
-        )
+        code = Code.UNAVAILABLE if self._stopping else Code.CANCELLED
+        record = asyncio.create_task(self._record(call, method, context, code, "cut off before it was served"))
         self._background.add(record)
         record.add_done_callback(self._forget)
 

@@ -26,14 +26,16 @@ R = TypeVar("R")
 
 QUEUE_MAX = 20_000
 BATCH_MAX = 1_000
+BATCH_SECONDS = 0.2
+"""A transaction takes no more units after this long, however many wait: nobody waits for all of a storm."""
 LINGER_SECONDS = 0.005
 LINGER_STEP_SECONDS = 0.001
 LINGER_FROM = 2
 """So many waiting, now or in the last batch, mean load: then it pays to wait while company keeps coming."""
 ANSWER_SECONDS = 1.8
-"""A caller is told UNAVAILABLE after this long: below the 2 s that are promised."""
+"""Callers are told UNAVAILABLE when the database has not answered for this long: below the 2 s that are promised."""
 WATCH_SECONDS = 0.05
-"""How often it is looked whether somebody has waited so long: one timer for all costs less than one for each."""
+"""How often that is looked at: one timer for all costs less than one for each."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +51,6 @@ class Unit(Generic[R]):
     answer: "asyncio.Future[R]"
     changes_state: bool
     late: Callable[[R], None] | None
-    began: float
     withdrawn: bool = False
 
 
@@ -82,7 +83,7 @@ class Ledger:
         self._clock = clock
         self._writer = rows.Writer(engine.dialect.name)
         self._waiting: deque[Unit[Any]] = deque()
-        self._unanswered: deque[Unit[Any]] = deque()
+        self._batch: list[Unit[Any]] = []
         self._watching = False
         self._wake = threading.Condition()
         self._idle = False
@@ -145,15 +146,13 @@ class Ledger:
         late: Callable[[R], None] | None,
     ) -> R:
         assert self._loop is not None, "start() comes first"
-        began, at = self._batch_began, time.monotonic()
         if self._closing:
             raise errors.Stopping
-        if began is not None and at - began > ANSWER_SECONDS:
+        if self._stalled:
             raise errors.LedgerUnavailable
         if len(self._waiting) >= QUEUE_MAX:
             raise errors.Overloaded("too many calls wait for the audit log: try again", retry_after=1.0)
-        unit = Unit(organizations, apply, self._loop.create_future(), changes, late, at)
-        self._unanswered.append(unit)
+        unit = Unit(organizations, apply, self._loop.create_future(), changes, late)
         self._waiting.append(unit)
         if self._idle:
             with self._wake:
@@ -164,20 +163,22 @@ class Ledger:
         answer: R = await unit.answer
         return answer
 
+    @property
+    def _stalled(self) -> bool:
+        """The database has not answered for too long. While it answers, a long queue only takes longer."""
+        began = self._batch_began
+        return began is not None and time.monotonic() - began > ANSWER_SECONDS
+
     def _watch(self) -> None:
-        """Tell those that have waited too long that the log cannot be written now."""
-        until = time.monotonic() - ANSWER_SECONDS
-        while self._unanswered:
-            unit = self._unanswered[0]
-            if not unit.answer.done():
-                if unit.began > until:
-                    break
-                unit.withdrawn = True
-                unit.answer.set_exception(errors.LedgerUnavailable())
-            self._unanswered.popleft()
-        self._watching = bool(self._unanswered)
+        """Tell all that wait for a database that does not answer; runs while anybody waits."""
+        assert self._loop is not None
+        if self._stalled:
+            for unit in (*self._batch, *self._waiting):
+                if not unit.answer.done():
+                    unit.withdrawn = True
+                    unit.answer.set_exception(errors.LedgerUnavailable())
+        self._watching = bool(self._waiting) or not self._idle
         if self._watching:
-            assert self._loop is not None
             self._loop.call_later(WATCH_SECONDS, self._watch)
 
     def _run(self) -> None:
@@ -185,7 +186,7 @@ class Ledger:
             batch = self._take()
             if not batch:
                 break
-            self._batch_began = time.monotonic()
+            self._batch, self._batch_began = batch, time.monotonic()
             try:
                 self._commit_batch(batch)
             except Exception:
@@ -239,12 +240,15 @@ class Ledger:
                 self._commit_batch(batch[:half])
                 self._commit_batch(batch[half:])
                 return
-            if done is not None:
+            if done is None:
+                batch = [unit for unit in batch if not unit.withdrawn]
+            else:
                 self._answer(*done)
-                return
-            batch = [unit for unit in batch if not unit.withdrawn]
+                batch = batch[len(done[0]) :]
 
     def _attempt(self, batch: list[Unit[Any]]) -> tuple[list[Answer], dict[str, int]] | None:
+        """Commit the batch, or as much of it from its begin on as BATCH_SECONDS allow; None when it must go again."""
+        began = self._batch_began = time.monotonic()
         self._clear_doubt()
         connection = self._connect()
         connection.begin()
@@ -268,10 +272,12 @@ class Ledger:
                 answers.append((unit, None, failure))
             else:
                 answers.append((unit, result, None))
+            if time.monotonic() - began > BATCH_SECONDS:
+                break
         self._writer.insert(connection, transaction.rows)
         rows.supersede(connection, transaction.follows)
         self._writer.move_heads(connection, heads, transaction.recorded_at)
-        if any(unit.withdrawn for unit in batch):
+        if any(unit.withdrawn for unit, _result, _failure in answers):
             connection.rollback()  # the others go again without it
             return None
         sizes = {name: head.size for name, head in heads.items() if head.size != head.size_before}

@@ -152,7 +152,7 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 session, frame.acknowledge.command, time_of(frame.acknowledge, "agent_time")
             )
         elif kind == "result":
-            if frame.result.state == State.REJECTED and frame.result.code == Code.ALREADY_EXISTS:
+            if int(frame.result.state) == State.REJECTED and frame.result.code == Code.ALREADY_EXISTS:
                 # The agent was sent other content under an id that it has. What it has goes on; this is no end of it.
                 log.error("agent %s: %s", session.agent, frame.result.error)
                 return

@@ -12,6 +12,7 @@ from lading_server import call as calls
 from lading_server import clock, errors, paging
 from lading_server.call import Change
 from lading_server.ledger.ledger import Ledger
+from lading_server.ledger.transaction import Transaction
 from lading_server.services import domain_events
 from lading_server.services.messages import event_of, field_of, filter_of, summary_of
 from lading_server.store import events as log
@@ -91,9 +92,14 @@ class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
     ) -> Change[pb.RecordEventsResponse]:
         events = domain_events.events_of(calls.current(), request, clock.now())
         timed = {message.id: message.HasField("occurred_at") for message in request.events}
-        return Change(
-            lambda transaction: pb.RecordEventsResponse(indexes=domain_events.record(transaction, events, timed))
-        )
+        call = calls.current()
+
+        def apply(transaction: Transaction) -> pb.RecordEventsResponse:
+            indexes = domain_events.record(transaction, events, timed)
+            call.superseded_by = max(indexes)  # lists show what the service recorded, not that it did
+            return pb.RecordEventsResponse(indexes=indexes)
+
+        return Change(apply)
 
     async def ExportEvents(
         self, request: pb.ExportEventsRequest, context: Any

@@ -32,24 +32,26 @@ FACETS: dict[Field, sa.ColumnElement[str]] = {
 """The fields that are counted, and their values: of outcomes and codes the numbers."""
 
 
-def counted(weight: sa.ColumnElement[int], *further: sa.ColumnElement[Any]) -> sa.Select[Any]:
+def columns(weight: sa.ColumnElement[int]) -> list[sa.ColumnElement[Any]]:
     """Of each event what is counted: when, whether it changes anything, its weight, its failed weight, its values."""
     failed = sa.case((events.c.outcome.in_(FAILED), weight), else_=0)
     values = [sa.func.substr(value, 1, VALUE_MAX).label(field.name) for field, value in FACETS.items()]
-    return sa.select(
-        events.c.recorded_at, events.c.changes, weight.label("total"), failed.label("failed"), *values, *further
-    )
+    return [events.c.recorded_at, events.c.changes, weight.label("total"), failed.label("failed"), *values]
+
+
+COUNTED = columns(events.c.count)
+UNCOUNTED = columns(-events.c.count)
 
 
 def growth(organization: str, begin: int, end: int, *further: sa.ColumnElement[Any]) -> sa.CompoundSelect[Any]:
     """What counting on from size `begin` to size `end` changes: positive and negative weights."""
-    added = counted(events.c.count, *further).where(
+    added = sa.select(*COUNTED, *further).where(
         events.c.organization == organization,
         events.c.index >= begin,
         events.c.index < end,
         events.c.superseded_by.is_(None) | (events.c.superseded_by >= end),
     )
-    superseded = counted(-events.c.count, *further).where(
+    superseded = sa.select(*UNCOUNTED, *further).where(
         events.c.organization == organization,
         events.c.superseded_by.is_not(None),
         events.c.superseded_by >= begin,
@@ -70,7 +72,7 @@ def floor(column: sa.ColumnElement[int], width: int) -> sa.ColumnElement[int]:
 
 
 def by_field(rows: sa.CTE, fields: Iterable[Field], *keys: sa.ColumnElement[Any]) -> list[sa.Select[Any]]:
-    """For each field: its number, value, the keys, and sums of `counted` rows. Empty agents and sources are none."""
+    """Of rows of COUNTED, for each field: its number, value, the keys, and sums. Empty agents and sources are none."""
     found = []
     for field in fields:
         value = rows.c[field.name]

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from lading_server.store.event_filter import Condition, EventFilter, actions_of, conditions, is_lookup, needs_actions
 from lading_server.store.schema import events, logs
 
-SCAN_SECONDS = 1.0
+SCAN_SECONDS = 0.8
 PIECE = 5_000
 """Indexes in the first piece."""
 PIECE_SECONDS = 0.1
-GROWTH_MAX = 8
+GROWTH_MAX = 4
 TAIL_PIECE = 20_000
 
 Row = Any

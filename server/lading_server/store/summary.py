@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from lading_server.errors import Code
 from lading_server.event import Outcome
 from lading_server.store import events as log_of
-from lading_server.store.event_counts import DAY, HOUR, MINUTE, SECOND, TOTAL, by_field, counted, growth, without_index
+from lading_server.store.event_counts import COUNTED, DAY, HOUR, MINUTE, SECOND, TOTAL, by_field, growth, without_index
 from lading_server.store.event_filter import EventFilter, Field, actions_of, conditions, needs_actions
 from lading_server.store.schema import event_counts, events
 
@@ -88,7 +88,7 @@ class Tally:
         return sa.cast((time - self._grid.begins_at) // self._grid.width, sa.Text).label("bar")
 
     def count_events(self, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> int:
-        """Add the sums over `counted` rows with their bar; returns how many rows there were."""
+        """Add the sums over rows of `COUNTED` with their bar; returns how many rows there were."""
         of = rows.cte("counted")
         sums = sa.func.sum(of.c.total), sa.func.sum(of.c.failed)
         bars = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, *sums).group_by(of.c.bar)
@@ -100,28 +100,29 @@ class Tally:
     def count_rollups(self, first: int, last: int, changes_only: bool) -> None:
         """Add what the roll-ups have of the whole hours in [first, last)."""
         unit = MINUTE if self._grid.width % HOUR else HOUR
-        bars = self._rollups(unit, first, last, changes_only).where(event_counts.c.field == TOTAL)
-        of = bars.add_columns(self.bar(event_counts.c.begins_at)).subquery()
-        sums = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, sa.func.sum(of.c.total), sa.func.sum(of.c.failed))
-        self._add(self._connection.execute(sums.group_by(of.c.bar)))
+        bars = self._rollups(unit, first, last, changes_only, self.bar(event_counts.c.begins_at))
+        self._add(self._connection.execute(bars.where(event_counts.c.field == TOTAL)))
         days = -(-first // DAY) * DAY, last - last % DAY
         spans = [(HOUR, first, days[0]), (DAY, *days), (HOUR, days[1], last)]
         if days[0] >= days[1]:
             spans = [(HOUR, first, last)]
         for width, begin, end in spans:
-            of = self._rollups(width, begin, end, changes_only).where(event_counts.c.field.in_(self._fields)).subquery()
-            sums = sa.select(of.c.field, of.c.value, sa.func.sum(of.c.total), sa.func.sum(of.c.failed))
-            self._add(self._connection.execute(sums.group_by(of.c.field, of.c.value)))
+            values = self._rollups(width, begin, end, changes_only, event_counts.c.value)
+            self._add(self._connection.execute(values.where(event_counts.c.field.in_(self._fields))))
 
-    def _rollups(self, width: int, begin: int, end: int, changes_only: bool) -> sa.Select[Any]:
+    def _rollups(
+        self, width: int, begin: int, end: int, changes_only: bool, value: sa.ColumnElement[str]
+    ) -> sa.Select[Any]:
         of = event_counts.c
-        rows = sa.select(of.field, of.value, of.total, of.failed).where(
+        sums = sa.select(of.field, value, sa.func.sum(of.total), sa.func.sum(of.failed)).where(
             of.organization == self._organization,
             of.width == width // SECOND,
             of.begins_at >= begin,
             of.begins_at < end,
         )
-        return rows.where(of.changes.is_(True)) if changes_only else rows
+        if changes_only:
+            sums = sums.where(of.changes.is_(True))
+        return sums.group_by(of.field, sa.literal_column(value.name))
 
     def _add(self, rows: Iterable[Any]) -> None:
         for field, value, total, failed in rows:
@@ -188,9 +189,9 @@ def count_all(connection: sa.Connection, organization: str, wanted: EventFilter,
     recorded_at = without_index(uncounted.c.recorded_at)
     parts = [sa.select(uncounted).where(recorded_at >= first, recorded_at < last)]
     for since, until in ((grid.since, first), (last, grid.until)):
-        low, high = log_of.span(connection, organization, EventFilter(since=since, until=until))
-        if low < high:
-            rest = log_of.within(counted(events.c.count, bar), organization, low, high)
+        if since < until and since <= log.recorded_at:
+            low, high = (log_of.first_at(connection, organization, at, log.size) for at in (since, until))
+            rest = log_of.within(sa.select(*COUNTED, bar), organization, low, high)
             parts.append(rest.where(events.c.superseded_by.is_(None)))
     rows = sa.union_all(*parts).subquery()
     tally.count_events(sa.select(rows).where(rows.c.changes) if wanted.changes_only else sa.select(rows))
@@ -204,7 +205,7 @@ def count_matching(connection: sa.Connection, organization: str, wanted: EventFi
     low, high = log_of.span(connection, organization, EventFilter(since=grid.since, until=grid.until))
     left, reached = COUNT_MAX, high
     for begin, end in log_of.pieces(low, high):
-        rows = log_of.within(counted(events.c.count, tally.bar(events.c.recorded_at)), organization, begin, end)
+        rows = log_of.within(sa.select(*COUNTED, tally.bar(events.c.recorded_at)), organization, begin, end)
         newest = rows.where(*of_filter).order_by(events.c.index.desc()).limit(left)
         left -= tally.count_events(newest)
         if not left:

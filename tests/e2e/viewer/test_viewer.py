@@ -39,6 +39,7 @@ def parameters(page: Page) -> dict[str, str]:
 
 
 def table_is_there(page: Page) -> None:
+    expect(page.get_by_role("textbox", name="Search")).to_be_visible()
     expect(page.get_by_role("table", name="Audit events")).to_be_visible()
     expect(page.get_by_role("status").filter(has_text="events")).to_be_visible()
 

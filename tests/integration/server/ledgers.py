@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 
 from lading_server.clock import Clock, new_id, now
@@ -33,6 +35,25 @@ def event(organization: str = "acme", **values: Any) -> Event:
     return Event(**(given | values))
 
 
+@contextlib.asynccontextmanager
+async def busy(ledger: Ledger) -> AsyncIterator[None]:
+    """While this is open the ledger is in a batch: what is submitted meanwhile makes the next one."""
+    inside, leave = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(_transaction: Transaction) -> None:
+        loop.call_soon_threadsafe(inside.set)
+        assert leave.wait(10)
+
+    waiting = asyncio.ensure_future(ledger.commit((), wait))
+    await inside.wait()
+    try:
+        yield
+    finally:
+        leave.set()
+        await waiting
+
+
 class Book:
     """A ledger with its engine."""
 
@@ -51,27 +72,9 @@ class Book:
     async def commit(self, apply: Callable[[Transaction], Any], *organizations: str) -> Any:
         return await self.ledger.commit(organizations or ("acme",), apply)
 
-    @contextlib.asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """While this is open the ledger is in a batch: what is submitted meanwhile makes the next one."""
-        inside, leave = asyncio.Event(), threading.Event()
-        loop = asyncio.get_running_loop()
-
-        def wait(_transaction: Transaction) -> None:
-            loop.call_soon_threadsafe(inside.set)
-            assert leave.wait(10)
-
-        waiting = asyncio.ensure_future(self.ledger.commit((), wait))
-        await inside.wait()
-        try:
-            yield
-        finally:
-            leave.set()
-            await waiting
-
     async def together(self, *work: Awaitable[Any]) -> list[Any]:
         """Results, or exceptions, of units that are in one batch."""
-        async with self.busy():
+        async with busy(self.ledger):
             tasks = [asyncio.ensure_future(one) for one in work]
             await asyncio.sleep(0)  # each runs until it has handed in its unit
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -89,12 +92,21 @@ async def book(settings: Settings, clock: Clock = now) -> AsyncIterator[Book]:
         made.engine.dispose()
 
 
-@contextlib.contextmanager
-def commits(connection: sa.Connection, spoil: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """Calls `spoil(commit)` instead of the connection's next commits."""
-    original = connection.commit
-    connection.commit = lambda: spoil(original)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del connection.commit  # type: ignore[method-assign]
+class locked:
+    """Holds what every writer needs, from another connection."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = settings.database_url
+        self.connection: Any = None
+
+    def __enter__(self) -> Any:
+        if self.url.startswith("sqlite"):
+            self.connection = sqlite3.connect(self.url.removeprefix("sqlite:///"), isolation_level=None)
+            self.connection.execute("BEGIN IMMEDIATE")
+        else:
+            self.connection = psycopg.connect(self.url)
+            self.connection.execute("SELECT * FROM logs FOR UPDATE")
+        return self.connection.rollback
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()

@@ -22,6 +22,7 @@ from lading.v1 import (
 from lading_server import tokens
 from lading_server.clock import new_id, now
 from lading_server.event import ActorType, Outcome, Stage
+from lading_server.ledger.ledger import Ledger
 from lading_server.root import Server
 from lading_server.settings import ISSUER, Settings
 from tests.faults import reader
@@ -63,7 +64,7 @@ class Recorded:
         return self.stage, self.outcome, self.code
 
 
-COLUMNS = [name for name in Recorded.__dataclass_fields__]
+COLUMNS = list(Recorded.__dataclass_fields__)
 
 
 def read_events(settings: Settings, organization: str = ORGANIZATION, **equal: Any) -> list[Recorded]:
@@ -177,6 +178,16 @@ class Running:
             while not (found := condition()):
                 await self._committed.wait()
             return found
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.server._ledger
+
+    async def waiting(self, count: int) -> None:
+        """Wait until so many units wait for the ledger, which is `busy`."""
+        async with asyncio.timeout(10):
+            while len(self.ledger._waiting) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
 
     async def event(self, organization: str = ORGANIZATION, **equal: Any) -> Recorded:
         """The first event with these fields, once it is there."""

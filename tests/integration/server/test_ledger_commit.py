@@ -15,7 +15,7 @@ from lading_server.ledger import ledger as ledger_module
 from lading_server.ledger.transaction import Transaction
 from lading_server.settings import Settings
 from lading_server.store import agents, schema
-from tests.integration.server.ledgers import Book, book, event
+from tests.integration.server.ledgers import Book, book, busy, event
 from tests.integration.server.running import Recorded, read_events
 
 
@@ -105,7 +105,9 @@ async def test_row_that_the_database_refuses_fails_alone(any_settings: Settings,
     async with book(any_settings) as made:
         await made.record(event(id=ID))
         *good, failed = await made.together(
-            *(made.record(event()) for _ in range(5)), made.commit(lambda tx: begin_agent(tx, "fine")), made.commit(poison)
+            *(made.record(event()) for _ in range(5)),
+            made.commit(lambda transaction: begin_agent(transaction, "fine")),
+            made.commit(poison),
         )
         assert [one for one in good if isinstance(one, Exception)] == []
         assert isinstance(failed, errors.Error)
@@ -141,9 +143,7 @@ async def test_sequence_of_a_process_is_dense_also_after_units_that_failed(any_s
     assert {one.boot_id for one in both} == {made.ledger.boot_id}
 
 
-async def test_queue_is_bounded_and_says_when_to_try_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_queue_is_bounded_and_says_when_to_try_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "QUEUE_MAX", 10)
     async with book(settings) as made:
         answers = await made.together(*(made.record(event()) for _ in range(12)))
@@ -206,7 +206,7 @@ async def test_two_stages_in_one_batch_supersede_each_other(any_settings: Settin
 
 async def test_caller_that_goes_away_does_not_take_its_unit_along(any_settings: Settings) -> None:
     async with book(any_settings) as made:
-        async with made.busy():
+        async with busy(made.ledger):
             gone = asyncio.ensure_future(made.record(event(reason="gone")))
             stayed = asyncio.ensure_future(made.record(event(reason="stayed")))
             await asyncio.sleep(0)
@@ -217,7 +217,7 @@ async def test_caller_that_goes_away_does_not_take_its_unit_along(any_settings: 
 
 async def test_close_commits_what_waits_and_then_takes_no_more(any_settings: Settings) -> None:
     async with book(any_settings) as made:
-        async with made.busy():
+        async with busy(made.ledger):
             waiting = [asyncio.ensure_future(made.record(event())) for _ in range(20)]
             await asyncio.sleep(0)
             closing = asyncio.ensure_future(made.ledger.close())

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from lading_server.ledger import ledger as ledger_module
 from lading_server.ledger.transaction import Transaction
 from lading_server.settings import Settings
 from lading_server.store import schema
-from tests.integration.server.ledgers import Book, book, event
+from tests.integration.server.ledgers import Book, book, event, locked
 from tests.integration.server.running import Recorded, read_events
 
 
@@ -159,26 +158,6 @@ async def test_caller_of_a_database_that_hangs_is_told_within_two_seconds_and_no
                 await asyncio.sleep(0.01)
         assert organizations(made) == set()
     assert len(recorded(any_settings)) == 2
-
-
-class locked:
-    """Holds what every writer needs, from another connection."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.url = settings.database_url
-        self.connection: Any = None
-
-    def __enter__(self) -> Any:
-        if self.url.startswith("sqlite"):
-            self.connection = sqlite3.connect(self.url.removeprefix("sqlite:///"), isolation_level=None)
-            self.connection.execute("BEGIN IMMEDIATE")
-        else:
-            self.connection = psycopg.connect(self.url)
-            self.connection.execute("SELECT * FROM logs FOR UPDATE")
-        return self.connection.rollback
-
-    def __exit__(self, *_: object) -> None:
-        self.connection.close()
 
 
 async def test_unit_that_commits_after_its_caller_was_told_is_handed_to_who_must_undo_it(

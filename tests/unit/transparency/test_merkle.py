@@ -106,6 +106,7 @@ def raised(check: object, *arguments: object) -> bool:
     return False
 
 
+@pytest.mark.beside
 @pytest.mark.skipif(not VECTORS.is_dir(), reason="the vectors of transparency-dev/merkle are not beside this checkout")
 @pytest.mark.parametrize("kind", ["inclusion", "consistency"])
 def test_vectors_of_transparency_dev_agree(kind: str) -> None:

@@ -53,6 +53,6 @@ def component(page: AppTest, name: str) -> dict[str, Any] | None:
     """The data of a component by its name; None when it is not on the page."""
     for element in page.get("bidi_component"):
         if element.proto.component_name == f"lading_{name}":
-            data: dict[str, Any] = json.loads(element.proto.json)
-            return data
+            data: list[dict[str, Any]] = json.loads(element.proto.json)
+            return data[0]
     return None

@@ -1,5 +1,8 @@
 """The page as Streamlit runs it, without a browser."""
 
+import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from lading.v1 import audit_log_pb2
+from lading_viewer import connection
 from tests.unit.viewer import audit_server
 from tests.unit.viewer.audit_server import Log, event
 from tests.unit.viewer.conftest import component
@@ -268,3 +272,26 @@ def test_parameters_that_make_no_sense_show_the_default(log: Log, open_page: Ope
     fill(log, now)
     page = open_page({"range": "forever", "win": "a--b", "tz": "Mars", "reads": "maybe", "live": "?"})
     assert len(rows(page)) == 50
+
+
+def test_page_loads_neither_pandas_nor_numpy(log: Log, now: datetime, tmp_path: pathlib.Path) -> None:
+    fill(log, now)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from importlib import resources\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        "from lading_viewer import connection, session\n"
+        "connection.configure(connection.Connection(sys.argv[1]))\n"
+        "session.cookie = lambda: sys.argv[2]\n"
+        "page = AppTest.from_file(str(resources.files('lading_viewer') / 'app.py'), default_timeout=60)\n"
+        "page.query_params['event'] = sys.argv[3]\n"
+        "page.run()\n"
+        "assert len(page.get('bidi_component')) == 7, page.get('bidi_component')\n"
+        "print([name for name in ('pandas', 'numpy', 'pyarrow', 'altair') if name in sys.modules])\n"
+    )
+    address = connection.clients().connection.address
+    done = subprocess.run(
+        [sys.executable, script, address, audit_server.token(), log.events[0].id], capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n", done.stderr

@@ -20,6 +20,7 @@ def _file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
+# Data goes in a list: of a dict Streamlit asks whether its values are tables, and loads pandas and numpy to find out.
 def _component(name: str) -> "ComponentRenderer":
     return st.components.v2.component(
         f"lading_{name}",
@@ -41,39 +42,39 @@ _account = _component("account")
 
 def audit_table(data: dict[str, Any], key: str, on_open: Callback) -> None:
     """The table of events. What was opened, picked or asked for is in `st.session_state[key]` when a callback runs."""
-    _audit_table(data=data, key=key, on_open_change=on_open)
+    _audit_table(data=[data], key=key, on_open_change=on_open)
 
 
 def facets(data: dict[str, Any], key: str, on_pick: Callback) -> None:
     """Values of fields with their counts."""
-    _facets(data=data, key=key, on_pick_change=on_pick)
+    _facets(data=[data], key=key, on_pick_change=on_pick)
 
 
 def overview(data: dict[str, Any], key: str, on_act: Callback) -> None:
     """Totals, chips of what limits the list, and the histogram with its brush."""
-    _overview(data=data, key=key, on_act_change=on_act)
+    _overview(data=[data], key=key, on_act_change=on_act)
 
 
 def footer(data: dict[str, Any], key: str, on_turn: Callback) -> None:
     """Paging and export."""
-    _footer(data=data, key=key, on_turn_change=on_turn)
+    _footer(data=[data], key=key, on_turn_change=on_turn)
 
 
 def event(data: dict[str, Any], key: str, on_act: Callback) -> None:
     """All that is known of one event."""
-    _event(data=data, key=key, on_act_change=on_act)
+    _event(data=[data], key=key, on_act_change=on_act)
 
 
 def notice(data: dict[str, Any], key: str, on_act: Callback) -> None:
     """A sentence in place of the table, with what can be done about it."""
-    _notice(data=data, key=key, on_act_change=on_act)
+    _notice(data=[data], key=key, on_act_change=on_act)
 
 
 def session_clock(data: dict[str, Any], key: str) -> None:
     """Says, in the browser alone, that the session ends soon or has ended."""
-    _session_clock(data=data, key=key)
+    _session_clock(data=[data], key=key)
 
 
 def account(data: dict[str, Any], key: str) -> None:
     """Who is signed in, and the way out."""
-    _account(data=data, key=key)
+    _account(data=[data], key=key)

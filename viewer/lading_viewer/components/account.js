@@ -1,5 +1,5 @@
 // data: {name, organization, roles}.
-export default function ({ parentElement: host, data }) {
+export default function ({ parentElement: host, data: [data] }) {
   const line = (name, value) => make('tr', {}, make('th', { scope: 'row' }, name), make('td', {}, value));
   host.querySelector('.root').replaceChildren(
     make('table', { 'aria-label': 'Account' },

@@ -82,7 +82,7 @@ function draw(host, data, setTriggerValue) {
   host.lading = { ids: new Set(data.rows.map((row) => row.id)), open: data.open };
 }
 
-export default function ({ parentElement: host, data, setTriggerValue }) {
+export default function ({ parentElement: host, data: [data], setTriggerValue }) {
   // Rows do not move under a selection: the new ones come once it is gone.
   const selection = () => (host.getSelection ? host.getSelection() : getSelection());
   const wait = data.live && host.lading && !selection().isCollapsed && host.querySelector('.root').contains(selection().anchorNode);

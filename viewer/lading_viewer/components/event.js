@@ -1,4 +1,4 @@
-// data: {chips, sentence: [{text, strong}], error: null | {code, text, advice}, fields: [{name, value, quiet, copy, find}],
+// data: {chips, sentence: [{text, strong}], error: null | {code, text, advice, tone}, fields: [{name, value, quiet, copy, find}],
 // change: null | [{field, before, after}], timeline: [{id, time, gap, word, tone, icon, note, here}], request, record,
 // link, newer, older}. Triggers: act = {find} or {open}.
 function section(title, ...children) {
@@ -42,14 +42,14 @@ function folded(title, text) {
   return make('details', { class: 'box' }, make('summary', {}, title), button, make('pre', {}, text));
 }
 
-export default function ({ parentElement: host, data, setTriggerValue }) {
+export default function ({ parentElement: host, data: [data], setTriggerValue }) {
   const act = (what) => setTriggerValue('act', what);
   const address = `${location.origin}${location.pathname}?${data.link}`;
   const link = make('button', { type: 'button', 'aria-label': 'Copy link to this event', title: address, onclick: () => copy(address, link) }, icon('link'), 'Copy link');
   host.querySelector('.root').replaceChildren(
     make('div', { class: 'chips' }, ...data.chips.map(chip)),
     make('p', { class: 'sentence' }, ...data.sentence.map((part) => (part.strong ? make('b', {}, part.text) : part.text))),
-    ...(data.error ? [make('div', { class: 'error bad', role: 'alert' }, make('b', {}, data.error.code), data.error.text ? ` ${data.error.text}` : '',
+    ...(data.error ? [make('div', { class: `error ${data.error.tone}`, role: 'alert' }, make('b', {}, data.error.code), ...prose(data.error.text ? ` ${data.error.text}` : ''),
       data.error.advice ? make('div', { class: 'advice' }, ...prose(data.error.advice)) : null)] : []),
     make('table', { 'aria-label': 'Fields', class: 'fields' }, ...data.fields.map((field) => fieldRow(field, act))),
     ...(data.change ? [change(data.change)] : []),

@@ -21,7 +21,7 @@ function addValue(group, value, most, setTriggerValue) {
   return button;
 }
 
-export default function ({ parentElement: host, data, setTriggerValue }) {
+export default function ({ parentElement: host, data: [data], setTriggerValue }) {
   const groups = data.groups.map((group) => {
     const most = Math.max(1, ...group.values.map((value) => value.total));
     const values = group.values.map((value) => addValue(group, value, most, setTriggerValue));

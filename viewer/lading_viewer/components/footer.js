@@ -1,7 +1,7 @@
 // data: {newer, older, label, exports: {csv, jsonl} | null, why, link}. `exports` are addresses; `why` says what an
 // export holds, or why there is none; `link` is the query of this view with absolute times. Triggers: turn = 'newer' |
 // 'older'.
-export default function ({ parentElement: host, data, setTriggerValue }) {
+export default function ({ parentElement: host, data: [data], setTriggerValue }) {
   const turn = (where, name, key, glyph) => make(
     'button',
     { type: 'button', disabled: !data[where], 'aria-label': name, 'aria-keyshortcuts': `Alt+Arrow${key}`, title: `Alt+${key}`,

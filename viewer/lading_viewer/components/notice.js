@@ -1,6 +1,6 @@
 // data: {testid, tone, icon, title, text, lines: [], actions: [{act, label}], retry_in_s, sign_in}. With `retry_in_s` it
 // acts 'retry' by itself after so many seconds. Triggers: act.
-export default function ({ parentElement: host, data, setTriggerValue }) {
+export default function ({ parentElement: host, data: [data], setTriggerValue }) {
   const act = (name) => setTriggerValue('act', name);
   const wait = data.retry_in_s ? make('span', { class: 'quiet' }) : null;
   const actions = data.actions.map((action) => make('button', { type: 'button', onclick: () => act(action.act) }, action.label));

@@ -78,7 +78,7 @@ function listen(plot, bars, brush, hint, zoom) {
   });
 }
 
-export default function ({ parentElement: host, data, setTriggerValue }) {
+export default function ({ parentElement: host, data: [data], setTriggerValue }) {
   host.querySelector('.root').replaceChildren(
     caption(data, setTriggerValue), ...(data.chart ? [chart(data.chart, setTriggerValue)] : []));
 }

@@ -1,6 +1,6 @@
 // data: {expires_at_ms, ended}. A banner comes 5 minutes ahead of the end. At the end what is shown stays, grey and
 // without use: nothing more could be read, and running the page again would only take away what was.
-export default function ({ parentElement: host, data }) {
+export default function ({ parentElement: host, data: [data] }) {
   const root = host.querySelector('.root');
   const block = (host.host ?? host).closest('[data-testid=stElementContainer]');
   const rest = () => [...block.parentElement.children].filter((each) => each !== block)
