@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: help setup system demo test lint bench clean
+.PHONY: help setup system demo test lint bench pin clean
 help:  ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 14
 
@@ -42,6 +42,9 @@ lint: system setup node_modules/installed  ## ruff, mypy --strict, buf, the impo
 
 bench: system setup  ## what it costs, measured: writes bench/RESULTS.md
 	$(BIN)/python -m bench
+
+pin: setup  ## after an upgrade: write the versions that are installed to constraints.txt
+	$(BIN)/pip freeze --all --exclude-editable | grep -vE '^(pip|wheel)==' > constraints.txt
 
 clean:  ## forget everything that was installed or generated
 	rm -rf .venv node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -101,11 +101,12 @@ class Scene:
         outcome, code, error = Outcome.SUCCESS, Code.OK, ""
         if self.random.random() < 0.06:
             outcome, code, error = self.random.choice(ERRORS)
-        end = {"outcome": outcome, "code": int(code), "error": error}
-        of_all = {"changes": True, "targets": (("container", target),), "agent": target.partition("/")[0]}
+        end: dict[str, Any] = {"outcome": outcome, "code": int(code), "error": error}
+        agent = target.partition("/")[0]
+        of_all: dict[str, Any] = {"changes": True, "targets": (("container", target),), "agent": agent}
         of_command = of_all | {"operation": command, "parent": parent, "reason": reason}
-        pending = {"outcome": Outcome.PENDING}
-        call = self.call(container=f"agents/{of_all['agent']}/containers/web", reason=reason)
+        pending: dict[str, Any] = {"outcome": Outcome.PENDING}
+        call = self.call(container=f"agents/{agent}/containers/web", reason=reason)
         return [
             self.event(at, actor, action, **of_command, **pending, stage=Stage.RECEIVED, superseded_by=index + 1),
             self.event(at, actor, action, **of_command, **pending, stage=Stage.STARTED, superseded_by=index + 2),
@@ -132,7 +133,7 @@ class Scene:
         """A stream of an agent: its begin and its end."""
         name = self.random.choice(AGENTS)
         actor = Actor(ActorType.AGENT, name, credential=name)
-        both = {"operation": self.id(at), "targets": (("agent", name),), "agent": name}
+        both: dict[str, Any] = {"operation": self.id(at), "targets": (("agent", name),), "agent": name}
         begin = both | {"stage": Stage.STARTED, "outcome": Outcome.PENDING, "superseded_by": index + 1}
         return [self.event(at, actor, "agent.connect", **begin), self.event(at, actor, "agent.connect", **both)]
 

@@ -69,8 +69,10 @@ class Change(Generic[R]):
 
     The audit interceptor commits `apply` together with the event of the call, both or neither (P5), and sends what it
     returns. `organizations`: further logs that `apply` appends to. `apply` runs in the ledger's thread: database only,
-    and no await. It may still set `diff` and `targets` of the call.
+    and no await. It may still set `diff` and `targets` of the call. `then` is called on the loop once it is committed,
+    whether or not the caller is still there.
     """
 
     apply: "Callable[[Transaction], R]"
     organizations: tuple[str, ...] = ()
+    then: Callable[[], None] | None = None

@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lading_server import errors, names
 from lading_server.call import Call
@@ -34,6 +34,9 @@ SWEEP_SECONDS = 1.0
 POLL_SECONDS = 2.0
 """A settled command that another replica recorded is seen after this long at the latest."""
 SWEEP_MAX = 500
+RESEND_MICROSECONDS = 10_000_000
+"""A command that its agent has not acknowledged after this long may never have been sent."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,16 @@ class Dispatcher:
         """Record a command and its intent, and hand it to the agent if that can be done at once.
 
         The same `request_id` again gives the first command. Raises NotFound, FailedPrecondition, AgentOffline,
-        AlreadyExists, and what the ledger raises.
+        AlreadyExists, and what the ledger raises. A caller that goes away leaves it to its course: what is recorded
+        reaches its agent.
         """
+        return await asyncio.shield(self._spawn(self._create(call, order)))
+
+    async def _create(self, call: Call, order: Order) -> Row:
         organization = call.organization
+        if self._sessions.get(organization, order.agent) is None and not order.detach:
+            await self._require_online(call, order)
         session = self._sessions.get(organization, order.agent)
-        if session is None and not order.detach:
-            await self._require_online(organization, order.agent)
         direct = session is not None and session.open
         if session is not None:
             session.credit -= direct
@@ -88,12 +95,18 @@ class Dispatcher:
             if known is not None:
                 check_same(known, order)
                 return known
-            check_agent(agents.get(transaction.connection, organization, order.agent), order.agent)
+            agent = check_agent(agents.get(transaction.connection, organization, order.agent), order.agent)
             made = True
-            return self._insert(transaction, call, order, session.epoch if session is not None and direct else None)
+            # Once a newer session has begun this one is fenced: then the newer one sends it.
+            current = session is not None and direct and session.epoch == agent.epoch
+            return self._insert(transaction, call, order, agent.epoch if current else None)
+
+        def withdraw(row: Row) -> None:
+            if made:
+                self._withdraw(row)
 
         try:
-            row = await self._ledger.commit((organization,), apply, late=self._withdraw)
+            row = await self._ledger.commit((organization,), apply, late=withdraw)
         except BaseException:
             if session is not None:
                 session.credit += direct
@@ -103,20 +116,23 @@ class Dispatcher:
         call.details["command"] = names.command_name(row.id)
         if session is not None:
             session.queued -= not direct
-            if direct and made:
-                # A task of its own: a caller that goes away must not keep a recorded command from its agent.
+            if direct and made and row.state == State.DISPATCHED:
                 self._spawn(session.send(self._frame(row)))
-            elif direct:
-                session.credit += 1
-            else:
-                session.backlog = True
-                self.wake(session)
+                return row
+            session.credit += direct
+        newest = self._sessions.get(organization, order.agent)
+        if row.state == State.PENDING and newest is not None:
+            newest.backlog = True
+            self.wake(newest)
         return row
 
-    async def _require_online(self, organization: str, agent: str) -> None:
-        row = await self._reader.read(agents.get, organization, agent)
-        check_agent(row, agent)
-        assert row is not None
+    async def _require_online(self, call: Call, order: Order) -> None:
+        organization, agent = call.organization, order.agent
+        if order.request_id:
+            known = await self._reader.read(commands.get_by_request, organization, call.actor.id, order.request_id)
+            if known is not None:
+                return  # its answer may be known already
+        row = check_agent(await self._reader.read(agents.get, organization, agent), agent)
         if not row.connected or row.lease_until <= self._clock():
             seconds = (self._clock() - (row.last_seen_at or 0)) // 1_000_000
             raise errors.AgentOffline(
@@ -271,22 +287,34 @@ class Dispatcher:
         if row is not None:
             transaction.append(event_of(row, Stage.STARTED, transaction.recorded_at, {"agent_time": agent_time}))
 
-    async def settle(self, session: Session, command: str, end: End) -> int:
+    async def settle(
+        self, session: Session, command: str, end: End, also: Callable[[Transaction], None] | None = None
+    ) -> int:
         """Record the end of a command as the agent says it; returns the index of its event, -1 if it had one.
 
-        The agent may forget it once this has returned.
+        The agent may forget it once this has returned. `also` is done in the same transaction.
         """
-        index = await self._settle(session.organization, command, end, session)
-        session.credit = min(session.credit + 1, WINDOW)
+        index = await self._settle(session.organization, command, end, session.agent, session.epoch, also)
+        if index >= 0:
+            session.credit = min(session.credit + 1, WINDOW)
         if session.backlog:
             self.wake(session)
         return index
 
-    async def _settle(self, organization: str, command: str, end: End, session: Session | None = None) -> int:
+    async def _settle(
+        self,
+        organization: str,
+        command: str,
+        end: End,
+        agent: str | None = None,
+        epoch: int | None = None,
+        also: Callable[[Transaction], None] | None = None,
+    ) -> int:
         def apply(transaction: Transaction) -> tuple[Row, int] | None:
-            return record_end(
-                transaction, organization, command, end, *((session.agent, session.epoch) if session else ())
-            )
+            done = record_end(transaction, organization, command, end, agent, epoch)
+            if done is not None and also is not None:
+                also(transaction)
+            return done
 
         done = await self._ledger.commit((organization,), apply)
         if done is None:
@@ -342,21 +370,36 @@ class Dispatcher:
         self.wake(session)
 
     async def sweep(self) -> None:
-        """For ever: expire what was not delivered in time, and mark UNKNOWN what a lost lease left in flight."""
+        """For ever: see to what nobody else sees to."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                at = self._clock()
-                for row in await self._reader.read(commands.list_overdue, at, SWEEP_MAX):
-                    end = End(State.EXPIRED, Code.DEADLINE_EXCEEDED, "its agent did not come in time", "never sent")
-                    await self._settle(row.organization, row.id, end)
-                for row in await self._reader.read(commands.list_lost, at, SWEEP_MAX):
-                    lost = End(
-                        State.UNKNOWN, Code.UNKNOWN, "the agent's lease was lost while it was in flight", "lease"
-                    )
-                    await self._settle(row.organization, row.id, lost)
+                await self._sweep()
             except errors.Error as failure:
                 log.warning("cannot look for overdue commands now: %s", failure)
+            except Exception:
+                log.exception("cannot look for overdue commands")
+
+    async def _sweep(self) -> None:
+        """Expire what was not delivered in time, mark UNKNOWN what a lost lease left in flight, and send what a lost
+        answer of the database, or another replica, left unsent."""
+        at = self._clock()
+        for row in await self._reader.read(commands.list_overdue, at, SWEEP_MAX):
+            end = End(State.EXPIRED, Code.DEADLINE_EXCEEDED, "its agent did not come in time", "never sent")
+            await self._settle(row.organization, row.id, end)
+        for row in await self._reader.read(commands.list_lost, at, SWEEP_MAX):
+            lost = End(State.UNKNOWN, Code.UNKNOWN, "the agent's lease was lost while it was in flight", "lease")
+            await self._settle(row.organization, row.id, lost, epoch=row.epoch)
+        for row in await self._reader.read(commands.list_waiting, at, SWEEP_MAX):
+            session = self._sessions.get(row.organization, row.agent)
+            if session is not None and not session.flushing:
+                session.backlog = True
+                self.wake(session)
+        for row in await self._reader.read(commands.list_silent, at - RESEND_MICROSECONDS, SWEEP_MAX):
+            session = self._sessions.get(row.organization, row.agent)
+            if session is not None and session.epoch == row.epoch and row.id not in session.resent:
+                session.resent.add(row.id)  # once: an agent that has it knows it by its id, and takes it no second time
+                self._spawn(session.send(self._frame(row)))
 
     async def cancel(self, call: Call, command: str) -> tuple[Row, Session | None]:
         """Cancel a command that was not dispatched; for one in flight, return the session to ask.
@@ -389,19 +432,21 @@ class Dispatcher:
                 answer.set_result(row)
         self._sessions.notify(row.organization)
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, R]) -> "asyncio.Task[R]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
+        return task
 
     def _reap(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (failure := task.exception()) is not None:
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None and not isinstance(failure, errors.Error):
             # The stream broke under a frame: the agent's next Hello tells what it has, and that settles it.
             log.info("a frame was not sent: %s", failure or type(failure).__name__)
 
 
-def check_agent(row: agents.Row | None, agent: str) -> None:
+def check_agent(row: agents.Row | None, agent: str) -> agents.Row:
     """Raise unless the agent exists and takes commands."""
     if row is None:
         raise errors.NotFound(f"there is no agent {agent} in your organization: see `lading agents ls`")
@@ -411,6 +456,7 @@ def check_agent(row: agents.Row | None, agent: str) -> None:
         raise errors.FailedPrecondition(
             f"agent {agent} is drained and takes no commands: `lading agents resume {agent}`", metadata={"agent": agent}
         )
+    return row
 
 
 def check_same(known: Row, order: Order) -> None:

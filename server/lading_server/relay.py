@@ -38,6 +38,13 @@ class Relays:
         relay.attached.set()
         return relay
 
+    def fail(self, organization: str, agent: str, failure: Exception) -> None:
+        """The agent's session is over: tell the readers whose logs it has not opened."""
+        for relay in self._open.values():
+            if (relay.organization, relay.agent) == (organization, agent) and not relay.attached.is_set():
+                relay.pieces.put_nowait(failure)
+                relay.attached.set()
+
     def remove(self, session: str) -> None:
         """The reader is gone."""
         relay = self._open.pop(session, None)

@@ -92,9 +92,9 @@ class Server:
         """Serve. Raises what `tokens.load_key` raises, MissingRule, and CannotListen."""
         settings = self._settings
         key = tokens.load_key(settings.data)
-        engine = open_engine(settings.database_url)
-        self._reader = Reader(engine)
-        self._ledger = Ledger(engine, boot_id=new_id())
+        self._engine = open_engine(settings.database_url)
+        self._reader = Reader(self._engine)
+        self._ledger = Ledger(self._engine, boot_id=new_id())
         self._ledger.start()
         self._identity = Identity(verifier_of(settings, key), self._reader, development=settings.development)
         self._ledger.on_commit(self._identity.committed)
@@ -161,6 +161,7 @@ class Server:
         await self._identity.close()
         await self._ledger.close()
         self._reader.close()
+        self._engine.dispose()
 
 
 def run(settings: Settings, port_file: pathlib.Path | None) -> int:

@@ -19,8 +19,8 @@ class Session:
     """One life of an agent's Connect stream.
 
     `send` writes a frame's content with the next sequence number; `credit` is what is left of the window; `backlog`
-    says that commands wait in the database, and `queued` how many are being put there, so that newer ones must not
-    overtake them.
+    says that commands wait in the database, `queued` how many are being put there, and `flushing` that they are being
+    sent, so that newer ones must not overtake them. `resent`: commands that were sent a second time.
     """
 
     organization: str
@@ -32,6 +32,7 @@ class Session:
     backlog: bool = True
     queued: int = 0
     flushing: bool = False
+    resent: set[str] = field(default_factory=set)
     draining: bool = False
     heard_at: float = field(default_factory=time.monotonic)
     sent: int = 0
@@ -57,7 +58,7 @@ class Session:
     @property
     def open(self) -> bool:
         """A new command may go straight to the stream."""
-        return self.credit > 0 and not self.backlog and not self.queued and not self.draining
+        return self.credit > 0 and not (self.backlog or self.queued or self.flushing or self.draining)
 
     @property
     def stale(self) -> bool:

@@ -202,8 +202,12 @@ def _custom_range(view: View) -> None:
         if begins < ends:
             go(win=str(Window(begins, ends)))
 
-    with st.popover("Custom", help="From one time to another"), st.form("custom", border=False):
-        for label, name, time in (("From", "from_time", view.shown.begins), ("To", "to_time", view.shown.ends)):
+    named = "UTC" if zone is UTC else str(zone)
+    with st.popover("Custom"), st.form("custom", border=False):
+        for label, name, time in (
+            (f"From ({named})", "from_time", view.shown.begins),
+            (f"To ({named})", "to_time", view.shown.ends),
+        ):
             st.datetime_input(label, time.astimezone(zone).replace(tzinfo=None), key=name, step=60, format="YYYY-MM-DD")
         st.form_submit_button("Show", on_click=apply, type="primary")
 
@@ -258,8 +262,10 @@ def row(event: Any, zones: Clock) -> dict[str, Any]:
 def _empty(page: Page) -> None:
     view = page.view
     limits = len(view.query.terms) + (view.window is not None)
-    if not limits and not page.reader.any_change():
-        data = _nothing("No events yet.", "Run `lading demo command` or start a container.", [])
+    if not limits and page.reader.is_new():
+        data = _nothing(
+            "No events yet.", "Start a container: `lading start AGENT/CONTAINER`. Or look at `lading demo`.", []
+        )
     else:
         actions = []
         if wider := view.wider():
@@ -289,9 +295,7 @@ def _summary(page: Page) -> tuple[SummarizeEventsResponse, str]:
 
 def _overview(page: Page, summary: SummarizeEventsResponse, trouble: str) -> None:
     view = page.view
-    chips = [
-        {"act": "reads", "label": "Hide reads", "icon": "", "on": not view.reads, "title": "LIST, GET and other reads"}
-    ]
+    chips = [{"act": "reads", "label": "Hide reads", "on": not view.reads, "title": "LIST, GET and other reads"}]
     if view.window:
         label = f"{view.clock.minute(view.window.begins)} – {view.clock.minute(view.window.ends)}"
         chips.append({"act": "window", "label": label, "on": True, "title": "Back to the time range"})

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import streamlit as st
 
@@ -17,9 +18,10 @@ from lading.v1.audit_log_pb2 import (
     Match,
     SummarizeEventsRequest,
     SummarizeEventsResponse,
+    TailEventsRequest,
 )
 from lading_client import requests
-from lading_client.errors import Unavailable
+from lading_client.errors import LadingError, Unavailable
 from lading_viewer import connection, histogram
 from lading_viewer.facets import KINDS, Kind
 from lading_viewer.view import View
@@ -53,10 +55,17 @@ class Reader:
         request = ListEventsRequest(filter=found, page_size=PAGE_SIZE)
         return len(connection.clients().of(self.token).audit.ListEvents(request).events)
 
-    def any_change(self) -> bool:
-        """Whether anything was ever done here."""
+    def tail(self, view: View) -> Any:
+        """The answers of a tail, from the next event on; `cancel` ends it."""
+        return connection.clients().of(self.token).audit.TailEvents(TailEventsRequest(filter=view.tail_filter()))
+
+    def is_new(self) -> bool:
+        """Whether nothing was ever done here, as far as the server says."""
         request = ListEventsRequest(filter=EventFilter(changes_only=True), page_size=1)
-        return bool(connection.clients().of(self.token).audit.ListEvents(request).events)
+        try:
+            return not connection.clients().of(self.token).audit.ListEvents(request).events
+        except LadingError:
+            return False
 
     def summary(self, view: View, kinds: Sequence[Kind] = KINDS) -> SummarizeEventsResponse:
         """Counts of a view, up to SUMMARY_S old."""

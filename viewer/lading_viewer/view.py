@@ -74,6 +74,13 @@ class View:
         found.changes_only = not self.reads
         return found
 
+    def tail_filter(self) -> EventFilter:
+        """The same without times, which a tail does not have."""
+        found = self.filter()
+        found.ClearField("since")
+        found.ClearField("until")
+        return found
+
     def at_step(self, step_s: int) -> "View":
         """The same view at a round number of seconds, so that what is counted for it can be used again."""
         rounded = datetime.fromtimestamp(self.now.timestamp() // step_s * step_s, UTC)

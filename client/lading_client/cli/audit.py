@@ -84,9 +84,6 @@ def _again(invocation: Invocation, query: Query) -> Iterator[str]:
     from lading_client.query import TIMES, write
 
     yield from ("lading", "audit", "ls")
-    for name in ("server", "context", "org", "output"):
-        if name in invocation.flags:
-            yield from (f"--{name}", str(invocation.flags[name]))
     if text := write(term for term in query.terms if term.field not in TIMES):
         yield text
     if query.filter.changes_only:
@@ -95,6 +92,9 @@ def _again(invocation: Invocation, query: Query) -> Iterator[str]:
         yield from ("--since", query.filter.since.ToJsonString())
     if query.filter.HasField("until"):
         yield from ("--until", query.filter.until.ToJsonString())
+    for name in ("server", "context", "org", "output"):
+        if name in invocation.flags:
+            yield from (f"--{name}", str(invocation.flags[name]))
 
 
 @audit.command(

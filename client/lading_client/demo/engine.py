@@ -49,11 +49,11 @@ class Engine:
             return UnixConnection(parts.path)
         return http.client.HTTPConnection(parts.hostname or "", parts.port or 2375, timeout=TIMEOUT)
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
+    def ask(self, method: str, path: str, body: bytes = b"", kind: str = "application/x-tar") -> bytes:
         """The answer's body. EngineFailed with the engine's words; OSError when it cannot be reached."""
         connection = self.connect()
         try:
-            connection.request(method, path, body, {"Content-Type": "application/x-tar"} if body else {})
+            connection.request(method, path, body, {"Content-Type": kind} if body else {})
             answer = connection.getresponse()
             content = answer.read()
         except http.client.HTTPException as error:
@@ -64,13 +64,33 @@ class Engine:
             raise EngineFailed(f"{method} {path}: {answer.status} {content.decode(errors='replace').strip()}")
         return content
 
+    def prepare(self) -> None:
+        """Have IMAGE there, and know that a container of it runs; leaves nothing when it does not."""
+        self.import_image()
+        try:
+            self.try_out()
+        except EngineFailed:
+            self.remove_image()
+            raise
+
     def import_image(self) -> None:
         """Make IMAGE from busybox."""
-        query = urllib.parse.urlencode({"fromSrc": "-", "repo": IMAGE.split(":")[0], "tag": IMAGE.split(":")[1]})
+        # The tag goes with the repository: Podman does not read the parameter `tag`.
+        query = urllib.parse.urlencode({"fromSrc": "-", "repo": IMAGE})
         # The stream tells of failures in its last line, with status 200.
         last = self.ask("POST", f"/images/create?{query}", busybox_tar()).splitlines()[-1]
         if b'"error"' in last:
             raise EngineFailed(last.decode(errors="replace"))
+
+    def try_out(self) -> None:
+        """Run a container of IMAGE for a moment: some engines answer, but may not start any (in a sandbox, say)."""
+        wanted = {"Image": IMAGE, "Cmd": ["/bin/sleep", "60"], "HostConfig": {"NetworkMode": "none"}}
+        answer = self.ask("POST", "/containers/create", json.dumps(wanted).encode(), "application/json")
+        identifier = json.loads(answer)["Id"]
+        try:
+            self.ask("POST", f"/containers/{identifier}/start")
+        finally:
+            self.ask("DELETE", f"/containers/{identifier}?force=1")
 
     def remove_image(self) -> None:
         self.ask("DELETE", f"/images/{IMAGE}?force=1")

@@ -149,11 +149,9 @@ def _choose_engine(stage: Stage) -> None:
         stage.engine_note = f"{engine.BUSYBOX} is missing (Debian: busybox-static): both agents run plain processes."
         return
     try:
-        found.import_image()
+        found.prepare()
     except (engine.EngineFailed, OSError) as error:
-        stage.engine_note = (
-            f"The engine at {found.url} does not take an image: both agents run plain processes. {error}"
-        )
+        stage.engine_note = f"{found.url} runs no containers of ours: both agents run plain processes. {error}"
         return
     stage.engine = found
     stage.engine_note = f"dock-1 runs containers of the engine at {found.url}, dock-2 plain processes."

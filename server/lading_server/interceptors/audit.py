@@ -305,10 +305,26 @@ class Audit(grpc.aio.ServerInterceptor):
         # Once it is with the ledger it may commit, even if the caller goes away: then that is its one record.
         call.recorded = True
         try:
-            return await self._ledger.commit((call.organization, *change.organizations), apply)
+            return await self._follow(change, (call.organization, *change.organizations), apply)
         except Exception:
             call.recorded = False
             raise
+
+    async def _follow(
+        self, change: Change[Any], organizations: tuple[str, ...], apply: Callable[[Any], bytes]
+    ) -> bytes:
+        """Commit, then do what is to follow, also when the caller has gone away by then."""
+        then = change.then
+        if then is None:
+            return await self._ledger.commit(organizations, apply)
+
+        def follow(done: "asyncio.Future[bytes]") -> None:
+            if done.exception() is None:
+                then()
+
+        committing = asyncio.ensure_future(self._ledger.commit(organizations, apply, late=lambda _raw: then()))
+        committing.add_done_callback(follow)
+        return await asyncio.shield(committing)
 
     async def _fail(self, call: Call, method: Method, context: Context, failure: BaseException) -> NoReturn:
         """Record how the call really ended, then end it so."""

@@ -22,7 +22,7 @@ from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Transaction
 from lading_server.names import ID
 from lading_server.relay import Relay, Relays
-from lading_server.services.resources import container_values, microseconds, stamp
+from lading_server.services.resources import container_values, stamp, text, time_of
 from lading_server.sessions import HEARTBEAT_SECONDS, LEASE_SECONDS, WINDOW, Session, Sessions
 from lading_server.store import agents, containers
 
@@ -32,7 +32,10 @@ LEASE_WRITE_SECONDS = 30.0
 """A heartbeat renews the lease in memory; in the database it is written this often, and so much longer."""
 HELD_MAX = 10_000
 LEDGER_RETRY_SECONDS = 0.5
-AGENT_STATES = frozenset({State.SUCCEEDED, State.FAILED, State.REJECTED, State.CANCELLED, State.UNKNOWN})
+AGENT_STATES: frozenset[int] = frozenset(
+    {State.SUCCEEDED, State.FAILED, State.REJECTED, State.CANCELLED, State.UNKNOWN}
+)
+DRAIN_SECONDS = 1.0
 DRAIN_RECONNECT_SECONDS = 1.0
 
 
@@ -64,11 +67,11 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 if frame.epoch != session.epoch:
                     raise errors.InvalidArgument(f"a frame of epoch {frame.epoch} came in epoch {session.epoch}")
                 session.heard_at = time.monotonic()
-                session.received = frame.seq
                 if frame.WhichOneof("frame") == "goodbye":
-                    closing = frame.goodbye.reason[:256] or "goodbye"
+                    closing = text(frame.goodbye.reason, 256) or "goodbye"
                     return
                 await self._take_durably(session, frame)
+                session.received = frame.seq
         except asyncio.CancelledError:
             if session.failure is None:
                 raise
@@ -79,7 +82,10 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         finally:
             call.details["closing"] = session.failure.message if session.failure else closing
             self._sessions.remove(session)
+            gone = errors.AgentOffline(f"agent {session.agent} went away")
+            self._relays.fail(session.organization, session.agent, gone)
             await self._keep(session, connected=False)
+            self._sessions.notify(session.organization)
 
     async def _open(self, call: Call, first: agent_link_pb2.ConnectRequest, context: Any) -> Session:
         """Raise the epoch, settle what the journal tells, say Welcome; then the agent is online."""
@@ -97,16 +103,16 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 call.organization,
                 call.actor.id,
                 at=transaction.recorded_at,
-                version=hello.version[:64],
-                runtime=hello.runtime[:64],
-                labels={key[:256]: value[:1024] for key, value in list(hello.labels.items())[:64]},
+                version=text(hello.version, 64),
+                runtime=text(hello.runtime, 64),
+                labels={text(key, 256): text(value, 1024) for key, value in list(hello.labels.items())[:64]},
                 replica=self._ledger.boot_id,
-                boot_id=hello.boot_id[:64],
-                journal_id=hello.journal_id[:64],
+                boot_id=text(hello.boot_id, 64),
+                journal_id=text(hello.journal_id, 64),
                 seen_epoch=max(0, hello.epoch),
                 lease_until=transaction.recorded_at + int((LEASE_SECONDS + LEASE_WRITE_SECONDS) * 1_000_000),
             )
-            same = not journal_before or journal_before == hello.journal_id
+            same = not journal_before or journal_before == text(hello.journal_id, 64)
             return epoch, self._dispatcher.reconcile(transaction, call.organization, call.actor.id, epoch, held, same)
 
         epoch, (resend, settled, in_hand) = await self._ledger.commit((call.organization,), apply)
@@ -148,18 +154,26 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
             if time.monotonic() - session.lease_written_at > LEASE_WRITE_SECONDS:
                 await self._keep(session, connected=True)
         elif kind == "acknowledge":
-            await self._dispatcher.acknowledge(
-                session, frame.acknowledge.command, time_of(frame.acknowledge, "agent_time")
-            )
+            command = text(frame.acknowledge.command, 64)
+            await self._dispatcher.acknowledge(session, command, time_of(frame.acknowledge, "agent_time"))
         elif kind == "result":
             if int(frame.result.state) == State.REJECTED and frame.result.code == Code.ALREADY_EXISTS:
                 # The agent was sent other content under an id that it has. What it has goes on; this is no end of it.
                 log.error("agent %s: %s", session.agent, frame.result.error)
                 return
-            index = await self._dispatcher.settle(session, frame.result.command, end_of(frame.result))
-            await session.send(receipt_of(frame.result.command, index))
+            await self._take_result(session, frame.result)
         elif kind == "inventory":
             await self._take_inventory(session, frame.inventory)
+
+    async def _take_result(self, session: Session, result: agent_link_pb2.Result) -> None:
+        known = result.HasField("container") and ID.fullmatch(result.container.name)
+        found = [container_values(result.container, self._clock())] if known else []
+
+        def put(transaction: Transaction) -> None:
+            containers.put(transaction.connection, session.organization, session.agent, found)
+
+        index = await self._dispatcher.settle(session, text(result.command, 64), end_of(result), put)
+        await session.send(receipt_of(result.command, index))
 
     async def _take_inventory(self, session: Session, report: agent_link_pb2.Inventory) -> None:
         if not report.snapshot and report.base_version != session.inventory_version:
@@ -210,7 +224,9 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
             session.draining = True
             drain = agent_link_pb2.Drain(reason=reason, reconnect_after=after)
             sends.append(session.send(agent_link_pb2.ConnectResponse(drain=drain)))
-        await asyncio.gather(*sends, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):  # who does not read sees its stream end without it
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await asyncio.gather(*sends, return_exceptions=True)
 
     async def Bulk(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         call = calls.current()
@@ -227,7 +243,10 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         try:
             await self._pump(relay, first, context)
         finally:
-            stop.cancel()
+            if not relay.stopped.is_set():
+                stop.cancel()
+            # What it writes must be written before the stream may end.
+            await asyncio.gather(stop, return_exceptions=True)
 
     async def _tell_stop(self, relay: Relay, context: Any) -> None:
         await relay.stopped.wait()
@@ -241,7 +260,7 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 if piece.data:
                     await self._hand(relay, piece)
                 if piece.HasField("end"):
-                    code = Code(piece.end.code) if 0 <= piece.end.code <= 16 else Code.UNKNOWN
+                    code = code_of(piece.end.code)
                     end = errors.CommandFailed(piece.end.error[:1000], code=code) if code else None
                     return
                 piece = await context.read()
@@ -260,19 +279,16 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
             stopped.cancel()
 
 
-def time_of(message: Any, field: str) -> int | None:
-    """A Timestamp or Duration field in microseconds, if it is there."""
-    return microseconds(getattr(message, field)) if message.HasField(field) else None
+def code_of(number: int) -> Code:
+    """The code that an agent says; one that nobody knows is UNKNOWN."""
+    return Code(number) if number in set(Code) else Code.UNKNOWN
 
 
 def end_of(result: agent_link_pb2.Result) -> End:
     """What an agent says became of a command. Raises InvalidArgument for what is no end."""
-    try:
-        state, code = State(result.state), Code(result.code)
-    except ValueError as failure:
-        raise errors.InvalidArgument("the result has an unknown state or code") from failure
-    if state not in AGENT_STATES:
-        raise errors.InvalidArgument(f"{state.name} is not an end")
+    if result.state not in AGENT_STATES:
+        raise errors.InvalidArgument(f"{result.state} is not the state of a command that has ended")
+    state, code = State(result.state), code_of(result.code)
     if state is State.SUCCEEDED:
         code = Code.OK
     elif code is Code.OK:
@@ -280,9 +296,9 @@ def end_of(result: agent_link_pb2.Result) -> End:
     return End(
         state,
         code,
-        result.error[:4096],
-        result.evidence[:256],
-        result.container_id[:128],
+        text(result.error, 4096),
+        text(result.evidence, 256),
+        text(result.container_id, 128),
         time_of(result, "agent_time"),
         time_of(result, "duration"),
     )

@@ -99,7 +99,6 @@ class Agents(agents_pb2_grpc.AgentsServicer):
 
     def _mark(self, name: str, field: str, value: bool) -> Change[agents_pb2.Agent]:
         call = calls.current()
-        loop = asyncio.get_running_loop()
 
         def apply(transaction: Transaction) -> agents_pb2.Agent:
             row = agents.get(transaction.connection, call.organization, name)
@@ -108,15 +107,13 @@ class Agents(agents_pb2_grpc.AgentsServicer):
             was = bool(getattr(row, field))
             call.diff = [{"op": "replace", "path": f"/{field}", "value": value, "was": was}] if was != value else []
             agents.mark(transaction.connection, call.organization, name, **{field: value})
-            if field == "banned" and value:
-                loop.call_soon_threadsafe(self._end_session, call.organization, name)
             marked = agents.get(transaction.connection, call.organization, name)
             assert marked is not None
             return self._message(marked, (0, 0), 0)
 
-        return Change(apply)
+        def end_session() -> None:
+            session = self._sessions.get(call.organization, name)
+            if session is not None:
+                session.end(errors.PermissionDenied(f"agent {name} is banned"))
 
-    def _end_session(self, organization: str, name: str) -> None:
-        session = self._sessions.get(organization, name)
-        if session is not None:
-            session.end(errors.PermissionDenied(f"agent {name} is banned"))
+        return Change(apply, then=end_session if field == "banned" and value else None)

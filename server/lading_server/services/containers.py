@@ -130,6 +130,10 @@ class Containers(containers_pb2_grpc.ContainersServicer):
         name = names.command_name(row.id)
         try:
             row = await self._dispatcher.wait(call.organization, row.id, seconds)
+        except errors.StoreUnavailable as failure:
+            raise errors.StoreUnavailable(
+                f"{name} is recorded and goes on; how it stands cannot be read now", metadata={"command": name}
+            ) from failure
         except TimeoutError:
             raise errors.DeadlineExceeded(
                 f"{name} did not end in time; it goes on: `lading commands wait {name.removeprefix('commands/')}`",

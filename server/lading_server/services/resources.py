@@ -10,6 +10,9 @@ from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2, containers_pb2
 from lading_server import names
 from lading_server.store import agents, commands, containers
 
+SECONDS_MIN, SECONDS_MAX = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999."""
+
 
 def stamp(at: int | None) -> Timestamp | None:
     """Microseconds since the epoch as a Timestamp."""
@@ -21,6 +24,18 @@ def stamp(at: int | None) -> Timestamp | None:
 def microseconds(message: Timestamp | Duration) -> int:
     """A Timestamp or Duration in microseconds."""
     return message.seconds * 1_000_000 + message.nanos // 1000
+
+
+def time_of(message: Any, field: str) -> int | None:
+    """A Timestamp or Duration field in microseconds, if it is there and in the range of a Timestamp."""
+    if not message.HasField(field) or not SECONDS_MIN <= getattr(message, field).seconds <= SECONDS_MAX:
+        return None
+    return microseconds(getattr(message, field))
+
+
+def text(value: str, length_max: int) -> str:
+    """What an agent says, as far as it is kept. The database's text takes no NUL: it becomes U+FFFD."""
+    return value[:length_max].replace("\0", "\ufffd")
 
 
 def duration(length: int) -> Duration:
@@ -101,17 +116,17 @@ def container_values(message: containers_pb2.Container, at: int) -> dict[str, An
     """What an agent reports, by column name. `at`: when it was reported."""
     return {
         "name": message.name,
-        "id": message.id[:128],
-        "image": message.image[:512],
-        "image_digest": message.image_digest[:128],
-        "state": message.state[:32],
-        "health": message.health[:32],
+        "id": text(message.id, 128),
+        "image": text(message.image, 512),
+        "image_digest": text(message.image_digest, 128),
+        "state": text(message.state, 32),
+        "health": text(message.health, 32),
         "exit_code": message.exit_code,
         "restart_count": message.restart_count,
-        "labels": json.dumps(dict(message.labels), sort_keys=True).replace("\\u0000", ""),
-        "created_at": microseconds(message.created_at) if message.HasField("created_at") else None,
-        "started_at": microseconds(message.started_at) if message.HasField("started_at") else None,
-        "finished_at": microseconds(message.finished_at) if message.HasField("finished_at") else None,
+        "labels": json.dumps(dict(message.labels), sort_keys=True).replace("\\u0000", "\\ufffd"),
+        "created_at": time_of(message, "created_at"),
+        "started_at": time_of(message, "started_at"),
+        "finished_at": time_of(message, "finished_at"),
         "as_of": at,
     }
 

@@ -74,7 +74,13 @@ def forget_secrets(connection: sa.Connection, command: str) -> None:
 def take_pending(
     connection: sa.Connection, organization: str, agent: str, epoch: int, limit: int, at: int
 ) -> Sequence[Row]:
-    """Mark the oldest pending commands of an agent DISPATCHED in this epoch, and return them, oldest first."""
+    """Mark the oldest pending commands of an agent DISPATCHED in this epoch, and return them, oldest first.
+
+    None, once a newer session has begun: this one is fenced.
+    """
+    newest = sa.exists().where(
+        agent_sessions.c.organization == organization, agent_sessions.c.agent == agent, agent_sessions.c.epoch == epoch
+    )
     waiting = connection.execute(
         sa.select(commands.c.id)
         .where(
@@ -83,6 +89,7 @@ def take_pending(
             commands.c.settled_at.is_(None),
             commands.c.state == int(State.PENDING),
             commands.c.deliver_by > at,
+            newest,
         )
         .order_by(commands.c.created_at, commands.c.id)
         .limit(limit)
@@ -132,7 +139,7 @@ def list_overdue(connection: sa.Connection, at: int, limit: int) -> Sequence[Row
 def list_lost(connection: sa.Connection, at: int, limit: int) -> Sequence[Row]:
     """Commands in flight whose agent's lease is over."""
     return connection.execute(
-        sa.select(commands.c.id, commands.c.organization)
+        sa.select(commands.c.id, commands.c.organization, commands.c.epoch)
         .join(
             agent_sessions,
             sa.and_(
@@ -144,6 +151,30 @@ def list_lost(connection: sa.Connection, at: int, limit: int) -> Sequence[Row]:
             commands.c.state.in_((int(State.DISPATCHED), int(State.ACKNOWLEDGED))),
             agent_sessions.c.lease_until <= at,
         )
+        .limit(limit)
+    ).all()
+
+
+def list_waiting(connection: sa.Connection, at: int, limit: int) -> Sequence[Row]:
+    """Agents for which commands wait."""
+    return connection.execute(
+        sa.select(commands.c.organization, commands.c.agent)
+        .where(commands.c.settled_at.is_(None), commands.c.state == int(State.PENDING), commands.c.deliver_by > at)
+        .distinct()
+        .limit(limit)
+    ).all()
+
+
+def list_silent(connection: sa.Connection, before: int, limit: int) -> Sequence[Row]:
+    """Commands that were dispatched before a time and never acknowledged, oldest first."""
+    return connection.execute(
+        sa.select(commands)
+        .where(
+            commands.c.settled_at.is_(None),
+            commands.c.state == int(State.DISPATCHED),
+            commands.c.dispatched_at < before,
+        )
+        .order_by(commands.c.created_at, commands.c.id)
         .limit(limit)
     ).all()
 

@@ -32,6 +32,10 @@ FACETS: dict[Field, sa.ColumnElement[str]] = {
 """The fields that are counted, and their values: of outcomes and codes the numbers."""
 
 
+Bound = Any
+"""A value, or the sa.bindparam that stands for it in a statement that is kept."""
+
+
 def columns(weight: sa.ColumnElement[int]) -> list[sa.ColumnElement[Any]]:
     """Of each event what is counted: when, whether it changes anything, its weight, its failed weight, its values."""
     failed = sa.case((events.c.outcome.in_(FAILED), weight), else_=0)
@@ -43,7 +47,7 @@ COUNTED = columns(events.c.count)
 UNCOUNTED = columns(-events.c.count)
 
 
-def growth(organization: str, begin: int, end: int, *further: sa.ColumnElement[Any]) -> sa.CompoundSelect[Any]:
+def growth(organization: Bound, begin: Bound, end: Bound, *further: sa.ColumnElement[Any]) -> sa.CompoundSelect[Any]:
     """What counting on from size `begin` to size `end` changes: positive and negative weights."""
     added = sa.select(*COUNTED, *further).where(
         events.c.organization == organization,

@@ -138,8 +138,8 @@ def following(
     return rows, rows[-1].index + 1 if len(rows) == limit else end, size
 
 
-def within(select: sa.Select[Any], organization: str, low: int, high: int) -> sa.Select[Any]:
-    """Only events of this log in [low, high)."""
+def within(select: sa.Select[Any], organization: Any, low: Any, high: Any) -> sa.Select[Any]:
+    """Only events of this log in [low, high); values, or what stands for them in a statement that is kept."""
     return select.where(events.c.organization == organization, events.c.index >= low, events.c.index < high)
 
 

@@ -4,6 +4,7 @@ Whole hours come from the roll-ups, the rest of the first and the last hour from
 yet is added, so that a summary is exact at once. A filter asks every event, newest first, up to COUNT_MAX of them.
 """
 
+import functools
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -76,59 +77,83 @@ def grid(since: int, until: int, bars_max: int) -> Grid:
     return Grid(since, until, begins_at, width, -((begins_at - until) // width))
 
 
+def bar(time: sa.ColumnElement[int]) -> sa.Label[str]:
+    """The number of the bar that a time is in."""
+    begins_at, width = (sa.bindparam(name, type_=sa.BigInteger) for name in ("bars_from", "bar_width"))
+    return sa.cast((time - begins_at) // width, sa.Text).label("bar")
+
+
+def of_rollups(value: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Sums over the roll-ups of one width, by field and value."""
+    of = event_counts.c
+    sums = sa.select(of.field, value, sa.func.sum(of.total), sa.func.sum(of.failed)).where(
+        of.organization == sa.bindparam("organization"),
+        of.width == sa.bindparam("width"),
+        of.begins_at >= sa.bindparam("begin"),
+        of.begins_at < sa.bindparam("end"),
+        of.field.in_(sa.bindparam("fields", expanding=True)),
+    )
+    return sums.group_by(of.field, sa.literal_column(value.name))
+
+
+# Statements are built once: to build them costs as much as to run them.
+BARS = of_rollups(bar(event_counts.c.begins_at))
+VALUES = of_rollups(event_counts.c.value)
+
+
+@functools.cache
+def uncounted(fields: tuple[Field, ...], changes_only: bool) -> sa.CompoundSelect[Any]:
+    """Sums of what the roll-ups have not: growth within [first, last), and the last words in two spans of indexes."""
+    organization = sa.bindparam("organization")
+    grown = growth(organization, sa.bindparam("counted"), sa.bindparam("size"), bar(events.c.recorded_at)).subquery()
+    recorded_at = without_index(grown.c.recorded_at)
+    parts = [sa.select(grown).where(recorded_at >= sa.bindparam("first"), recorded_at < sa.bindparam("last"))]
+    for number in (1, 2):
+        span = sa.bindparam(f"low_{number}"), sa.bindparam(f"high_{number}")
+        rest = log_of.within(sa.select(*COUNTED, bar(events.c.recorded_at)), organization, *span)
+        parts.append(rest.where(events.c.superseded_by.is_(None)))
+    rows = sa.union_all(*parts).subquery()
+    return sums_of(sa.select(rows).where(rows.c.changes) if changes_only else sa.select(rows), fields)
+
+
+def sums_of(rows: sa.Select[Any], fields: Iterable[Field]) -> sa.CompoundSelect[Any]:
+    """Sums over rows of COUNTED with their bar, by field and value, and how many rows there are."""
+    of = rows.cte("counted")
+    sums = sa.func.sum(of.c.total), sa.func.sum(of.c.failed)
+    bars = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, *sums).group_by(of.c.bar)
+    text, number = sa.literal_column("''", sa.Text), sa.literal_column("0", sa.Integer)
+    size = sa.select(number + ROWS, text, sa.func.count(), number).select_from(of)
+    return sa.union_all(bars, *by_field(of, fields), size)
+
+
 class Tally:
     """Sums by field and value; the values of TOTAL are numbers of bars."""
 
     def __init__(self, connection: sa.Connection, organization: str, grid: Grid, fields: Sequence[Field]) -> None:
-        self._connection, self._organization, self._grid, self._fields = connection, organization, grid, fields
+        self._connection, self._grid, self.fields = connection, grid, tuple(fields)
+        self._bound = {"organization": organization, "bars_from": grid.begins_at, "bar_width": grid.width}
         self._sums: defaultdict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
 
-    def bar(self, time: sa.ColumnElement[int]) -> sa.Label[str]:
-        """The number of the bar that a time is in."""
-        return sa.cast((time - self._grid.begins_at) // self._grid.width, sa.Text).label("bar")
+    def add(self, sums: sa.Executable, **bound: Any) -> int:
+        """Add sums; returns over how many rows they are, where they say so."""
+        for field, value, total, failed in self._connection.execute(sums, self._bound | bound):
+            known = self._sums[field, value]
+            known[0] += int(total)
+            known[1] += int(failed)
+        return self._sums.pop((ROWS, ""), [0])[0]
 
-    def count_events(self, rows: sa.Select[Any] | sa.CompoundSelect[Any]) -> int:
-        """Add the sums over rows of `COUNTED` with their bar; returns how many rows there were."""
-        of = rows.cte("counted")
-        sums = sa.func.sum(of.c.total), sa.func.sum(of.c.failed)
-        bars = sa.select(sa.literal_column(str(TOTAL)), of.c.bar, *sums).group_by(of.c.bar)
-        text, number = sa.literal_column("''", sa.Text), sa.literal_column("0", sa.Integer)
-        size = sa.select(number + ROWS, text, sa.func.count(), number).select_from(of)
-        self._add(self._connection.execute(sa.union_all(bars, *by_field(of, self._fields), size)))
-        return self._sums.pop((ROWS, ""))[0]
-
-    def count_rollups(self, first: int, last: int, changes_only: bool) -> None:
+    def add_rollups(self, first: int, last: int, changes_only: bool) -> None:
         """Add what the roll-ups have of the whole hours in [first, last)."""
+        bars, values = (
+            sums.where(event_counts.c.changes.is_(True)) if changes_only else sums for sums in (BARS, VALUES)
+        )
         unit = MINUTE if self._grid.width % HOUR else HOUR
-        bars = self._rollups(unit, first, last, changes_only, self.bar(event_counts.c.begins_at))
-        self._add(self._connection.execute(bars.where(event_counts.c.field == TOTAL)))
+        self.add(bars, width=unit // SECOND, begin=first, end=last, fields=[TOTAL])
         days = -(-first // DAY) * DAY, last - last % DAY
         spans = [(HOUR, first, days[0]), (DAY, *days), (HOUR, days[1], last)]
-        if days[0] >= days[1]:
-            spans = [(HOUR, first, last)]
-        for width, begin, end in spans:
-            values = self._rollups(width, begin, end, changes_only, event_counts.c.value)
-            self._add(self._connection.execute(values.where(event_counts.c.field.in_(self._fields))))
-
-    def _rollups(
-        self, width: int, begin: int, end: int, changes_only: bool, value: sa.ColumnElement[str]
-    ) -> sa.Select[Any]:
-        of = event_counts.c
-        sums = sa.select(of.field, value, sa.func.sum(of.total), sa.func.sum(of.failed)).where(
-            of.organization == self._organization,
-            of.width == width // SECOND,
-            of.begins_at >= begin,
-            of.begins_at < end,
-        )
-        if changes_only:
-            sums = sums.where(of.changes.is_(True))
-        return sums.group_by(of.field, sa.literal_column(value.name))
-
-    def _add(self, rows: Iterable[Any]) -> None:
-        for field, value, total, failed in rows:
-            sums = self._sums[field, value]
-            sums[0] += int(total)
-            sums[1] += int(failed)
+        for width, begin, end in spans if days[0] < days[1] else [(HOUR, first, last)]:
+            if begin < end:
+                self.add(values, width=width // SECOND, begin=begin, end=end, fields=self.fields)
 
     def bars(self) -> list[Bar]:
         """All of them, oldest first."""
@@ -140,7 +165,7 @@ class Tally:
 
     def facets(self, values_max: int) -> dict[Field, list[Value]]:
         """The most frequent values of each field."""
-        found: dict[Field, list[Value]] = {field: [] for field in self._fields}
+        found: dict[Field, list[Value]] = {field: [] for field in self.fields}
         for (field, value), (total, failed) in self._sums.items():
             if field != TOTAL and total:
                 found[Field(field)].append(Value(name_of(Field(field), value), total, failed))
@@ -182,20 +207,16 @@ def count_all(connection: sa.Connection, organization: str, wanted: EventFilter,
     last = (grid.until + HOUR * (grid.until > log.recorded_at)) // HOUR * HOUR
     if first >= last:
         return count_matching(connection, organization, wanted, grid, tally)
-    tally.count_rollups(first, last, wanted.changes_only)
-    bar = tally.bar(events.c.recorded_at)
-    end = min(log.size, log.counted + COUNT_MAX)
-    uncounted = growth(organization, log.counted, end, bar).subquery()
-    recorded_at = without_index(uncounted.c.recorded_at)
-    parts = [sa.select(uncounted).where(recorded_at >= first, recorded_at < last)]
-    for since, until in ((grid.since, first), (last, grid.until)):
+    tally.add_rollups(first, last, wanted.changes_only)
+    size = min(log.size, log.counted + COUNT_MAX)
+    bound = {"counted": log.counted, "size": size, "first": first, "last": last}
+    for number, (since, until) in enumerate([(grid.since, first), (last, grid.until)], 1):
+        low = high = 0
         if since < until and since <= log.recorded_at:
             low, high = (log_of.first_at(connection, organization, at, log.size) for at in (since, until))
-            rest = log_of.within(sa.select(*COUNTED, bar), organization, low, high)
-            parts.append(rest.where(events.c.superseded_by.is_(None)))
-    rows = sa.union_all(*parts).subquery()
-    tally.count_events(sa.select(rows).where(rows.c.changes) if wanted.changes_only else sa.select(rows))
-    return end < log.size
+        bound |= {f"low_{number}": low, f"high_{number}": high}
+    tally.add(uncounted(tally.fields, wanted.changes_only), **bound)
+    return size < log.size
 
 
 def count_matching(connection: sa.Connection, organization: str, wanted: EventFilter, grid: Grid, tally: Tally) -> bool:
@@ -205,9 +226,9 @@ def count_matching(connection: sa.Connection, organization: str, wanted: EventFi
     low, high = log_of.span(connection, organization, EventFilter(since=grid.since, until=grid.until))
     left, reached = COUNT_MAX, high
     for begin, end in log_of.pieces(low, high):
-        rows = log_of.within(sa.select(*COUNTED, tally.bar(events.c.recorded_at)), organization, begin, end)
+        rows = log_of.within(sa.select(*COUNTED, bar(events.c.recorded_at)), organization, begin, end)
         newest = rows.where(*of_filter).order_by(events.c.index.desc()).limit(left)
-        left -= tally.count_events(newest)
+        left -= tally.add(sums_of(newest, tally.fields))
         if not left:
             return True
         reached = begin

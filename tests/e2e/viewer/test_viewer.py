@@ -209,6 +209,20 @@ def test_drag_over_the_histogram_zooms(sign_in: SignIn) -> None:
     expect(rows(page)).to_have_count(50)
 
 
+def test_custom_range_is_a_window(sign_in: SignIn) -> None:
+    page = sign_in("/?range=1h")
+    table_is_there(page)
+    page.get_by_role("button", name="Custom").click()
+    expect(page.get_by_text("From (UTC)")).to_be_visible()
+    page.get_by_role("button", name="Show", exact=True).click()
+    page.wait_for_url(re.compile("win="))
+    begins, ends = parameters(page)["win"].split("--")
+    assert re.fullmatch(r"\d{8}T\d{6}Z", begins)
+    assert begins < ends
+    page.get_by_role("radio", name="24h").click()
+    page.wait_for_url(re.compile("^(?!.*win=)"))
+
+
 def test_drawer_opens_by_keyboard_and_the_row_has_the_focus_again(sign_in: SignIn, screenshot: Screenshot) -> None:
     page = sign_in("/?q=dock-1")
     table_is_there(page)
@@ -383,10 +397,12 @@ def test_session_that_ends_keeps_what_is_shown_and_the_link(
 def test_server_that_is_down_is_said_to_be_and_comes_back_by_itself(
     sign_in: SignIn, fleet: Fleet, screenshot: Screenshot
 ) -> None:
-    page = sign_in()
+    page = sign_in("/?live=true")
     table_is_there(page)
     (server,) = [process for process in fleet.stack.processes if process.name == "server" and process.is_running]
     server.terminate()
+    expect(page.get_by_text("Live paused: the server did not answer.")).to_be_visible()
+    expect(rows(page)).to_have_count(50)
     page.get_by_role("radio", name="7d").click()
     down = page.get_by_test_id("error-down")
     expect(down).to_contain_text("The control plane cannot be reached. Nothing is shown because nothing could be read.")

@@ -1,13 +1,16 @@
 """The command line against the real server and a real agent."""
 
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import time
 
 import pytest
 
 from lading_client import Client
-from tests.stack import Stack
+from tests.stack import LADING, Stack
 
 SLEEP = ["/bin/sh", "-c", "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done"]
 
@@ -63,6 +66,28 @@ def test_detach_then_wait(running: Stack) -> None:
     assert waited.returncode == 0, waited.stderr
     assert "SUCCEEDED" in waited.stdout
     assert running.lading("commands", "cancel", command).returncode == 9
+
+
+def test_ctrl_c_leaves_the_command_and_names_it(stack: Stack) -> None:
+    stack.start_server()
+    stack.start_agent("dock-1", processes={"mule": ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]})
+    assert stack.lading("start", "dock-1/mule").returncode == 0
+    process = subprocess.Popen(
+        [LADING, "stop", "mule", "--grace", "4s"],
+        env={**os.environ, "LADING_SERVER": stack.address, "LADING_TOKEN": stack.admin_token},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    command = ""
+    while not command:
+        listed = stack.lading("commands", "ls", "--container", "dock-1/mule", "--state", "acknowledged", "-q")
+        command = listed.stdout.strip()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"Stopped waiting. The command goes on: lading commands wait {command}" in err
+    assert stack.lading("commands", "wait", command).returncode == 0
+    assert json.loads(stack.lading("inspect", "mule").stdout)["state"] == "exited"
 
 
 def test_refusals_have_their_exit_codes(running: Stack) -> None:

@@ -135,5 +135,5 @@ def reason_of(failure: AioRpcError) -> str:
     for detail in status_pb2.Status.FromString(trailing["grpc-status-details-bin"]).details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
-            return info.reason
+            return str(info.reason)
     return ""

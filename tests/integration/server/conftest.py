@@ -8,9 +8,10 @@ import psycopg
 import pytest
 
 from lading_server import bootstrap
+from lading_server.ledger import ledger
 from lading_server.roles import Role
 from lading_server.settings import Settings
-from lading_server.store import access, database, schema
+from lading_server.store import access, database, reader, schema
 from tests.integration.server.running import ADMIN, ORGANIZATION, OTHER_ORGANIZATION
 from tests.postgres import Cluster
 
@@ -55,7 +56,14 @@ def newborn_on_postgresql(newborn: Settings, postgres: Cluster) -> tuple[str, di
 
 
 @pytest.fixture
-def settings(newborn: Settings, tmp_path: pathlib.Path) -> Settings:
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told UNAVAILABLE because this machine is busy."""
+    monkeypatch.setattr(ledger, "ANSWER_SECONDS", 30.0)
+    monkeypatch.setattr(reader, "ANSWER_SECONDS", 30.0)
+
+
+@pytest.fixture
+def settings(newborn: Settings, tmp_path: pathlib.Path, patient: None) -> Settings:
     """For a server on SQLite, with organizations and an admin."""
     data = tmp_path / "data"
     shutil.copytree(newborn.data, data)

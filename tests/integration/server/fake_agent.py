@@ -28,7 +28,12 @@ class FakeAgent:
         self._stub: Any = agent_link_pb2_grpc.AgentLinkStub(server.channel())
         self.call: Any = None
 
-    async def connect(
+    async def connect(self, held: Iterable[agent_link_pb2.HeldCommand] = (), **hello: Any) -> Any:
+        """Begin a session; returns the Welcome."""
+        self.open()
+        return await self.hello(held, **hello)
+
+    async def hello(
         self,
         held: Iterable[agent_link_pb2.HeldCommand] = (),
         *,
@@ -36,8 +41,7 @@ class FakeAgent:
         labels: dict[str, str] | None = None,
         **hello: Any,
     ) -> Any:
-        """Begin a session; returns the Welcome."""
-        self.open()
+        """Say Hello on the stream; returns the Welcome."""
         await self.send(
             hello=agent_link_pb2.Hello(
                 version="1", journal_id=journal, epoch=self.epoch, held=held, runtime="fake", labels=labels, **hello
@@ -60,8 +64,10 @@ class FakeAgent:
 
     async def take(self, kind: str) -> Any:
         """What the next frame carries, which must be of this kind."""
+        frame = grpc.aio.EOF
         async with asyncio.timeout(10):
-            frame = await self.call.read()
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                frame = await self.call.read()
         if frame is grpc.aio.EOF:
             raise AssertionError(f"instead of {kind} the stream ended: {await self.ended()}")
         self.last = frame

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -110,3 +111,19 @@ class locked:
 
     def __exit__(self, *_: object) -> None:
         self.connection.close()
+
+
+def on_commit(made: Any, what: Callable[[Callable[[], None]], None], *, number: int = 1) -> None:
+    """Call `what(commit)` instead of the COMMIT of this number from now on."""
+    connection = made.ledger._connect()
+    commit = connection.commit
+    count = itertools.count(1)
+
+    def counted() -> None:
+        (what if next(count) == number else call)(commit)
+
+    connection.commit = counted  # type: ignore[method-assign]
+
+
+def call(commit: Callable[[], None]) -> None:
+    commit()

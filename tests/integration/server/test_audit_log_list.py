@@ -4,6 +4,7 @@ import base64
 import json
 import pathlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -213,7 +214,7 @@ async def test_an_unknown_name_is_refused_with_the_known_ones(
 
 async def test_only_the_last_word_and_only_changes(log: AuditLogServer) -> None:
     command = new_id()
-    stages = {"operation": command, "outcome": Outcome.PENDING, "changes": True}
+    stages: dict[str, Any] = {"operation": command, "outcome": Outcome.PENDING, "changes": True}
     (received,) = await log.record(event("container.start", **stages, stage=Stage.RECEIVED))
     (call,) = await log.record(event("container.start", changes=True, superseded_by=received))
     (started,) = await log.record(event("container.start", **stages, stage=Stage.STARTED, follows=True))

@@ -1,10 +1,8 @@
 """What the ledger does when the database fails, hangs, or commits without saying so."""
 
 import asyncio
-import itertools
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -16,7 +14,7 @@ from lading_server.ledger import ledger as ledger_module
 from lading_server.ledger.transaction import Transaction
 from lading_server.settings import Settings
 from lading_server.store import schema
-from tests.integration.server.ledgers import Book, book, event, locked
+from tests.integration.server.ledgers import Book, book, event, locked, on_commit
 from tests.integration.server.running import Recorded, read_events
 
 
@@ -36,22 +34,6 @@ def organizations(made: Book) -> set[str]:
 
 def lost(statement: str) -> sa.exc.OperationalError:
     return sa.exc.OperationalError(statement, None, Exception("the connection is gone"))
-
-
-def on_commit(made: Book, what: Callable[[Callable[[], None]], None], *, number: int = 1) -> None:
-    """Call `what(commit)` instead of the COMMIT of this number from now on."""
-    connection = made.ledger._connect()
-    commit = connection.commit
-    count = itertools.count(1)
-
-    def counted() -> None:
-        (what if next(count) == number else call)(commit)
-
-    connection.commit = counted  # type: ignore[method-assign]
-
-
-def call(commit: Callable[[], None]) -> None:
-    commit()
 
 
 async def test_commit_whose_answer_was_lost_is_found(any_settings: Settings) -> None:
@@ -138,8 +120,9 @@ async def test_connection_killed_in_a_transaction_leaves_nothing_and_the_next_on
 
 
 async def test_caller_of_a_database_that_hangs_is_told_within_two_seconds_and_nothing_happens(
-    any_settings: Settings,
+    any_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.undo()
     async with book(any_settings) as made:
         await made.record(event())
         with locked(any_settings) as release:

@@ -10,7 +10,7 @@ from lading_server import errors
 from lading_server.store.event_filter import EventFilter, Field, Match, conditions, is_action, pattern_of
 from lading_server.store.schema import TARGET_NAME
 
-DIALECTS = {"postgresql": postgresql.dialect(), "sqlite": sqlite.dialect()}
+DIALECTS: dict[str, sa.Dialect] = {"postgresql": postgresql.dialect(), "sqlite": sqlite.dialect()}  # type: ignore[no-untyped-call]
 
 
 def sql(wanted: EventFilter, dialect: str) -> str:

@@ -5,6 +5,7 @@ It filters by time, outcome, action, actor, target and words; pages by index; co
 
 import base64
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -69,6 +70,14 @@ class Log:
     calls: list[tuple[str, str]] = field(default_factory=list)
     fails: dict[str, grpc.StatusCode] = field(default_factory=dict)
     permissions: Sequence[str] = ("audit.read", "audit.export")
+
+    grown: threading.Condition = field(default_factory=threading.Condition)
+
+    def append(self, event: Event) -> None:
+        """Add an event and tell the tails."""
+        with self.grown:
+            self.events.append(event)
+            self.grown.notify_all()
 
     def called(self, name: str, context: grpc.ServicerContext) -> None:
         metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
@@ -180,6 +189,23 @@ class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
                     failed=sum(failed(each) for each in found if value in _values(each, kind)),
                 )
         return answer
+
+    def TailEvents(
+        self, request: audit_log_pb2.TailEventsRequest, context: grpc.ServicerContext
+    ) -> Iterator[audit_log_pb2.TailEventsResponse]:
+        position = len(self.log.events)
+        self.log.called("TailEvents", context)
+        context.add_callback(self._wake)
+        while context.is_active():
+            with self.log.grown:
+                self.log.grown.wait_for(lambda: len(self.log.events) > position or not context.is_active())  # noqa: B023
+                new, position = self.log.events[position:], len(self.log.events)
+            if found := [event for event in new if matches(event, request.filter)]:
+                yield audit_log_pb2.TailEventsResponse(events=found)
+
+    def _wake(self) -> None:
+        with self.log.grown:
+            self.log.grown.notify_all()
 
     def ExportEvents(
         self, request: audit_log_pb2.ExportEventsRequest, context: grpc.ServicerContext

@@ -1,0 +1,174 @@
+"""Commands while the database fails, hangs, or commits without saying so."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+
+from lading.v1 import containers_pb2
+from lading_server import dispatch as dispatch_module
+from lading_server import errors
+from lading_server.commands import State
+from lading_server.event import Outcome, Stage
+from lading_server.ledger import ledger as ledger_module
+from lading_server.settings import Settings
+from lading_server.store import commands as commands_store
+from tests.integration.server.fake_agent import FakeAgent, connected
+from tests.integration.server.ledgers import locked, on_commit
+from tests.integration.server.running import Running, info, running
+
+WEB = "agents/dock-1/containers/web"
+
+
+@pytest.fixture
+async def server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+    monkeypatch.setattr(dispatch_module, "SWEEP_SECONDS", 0.02)
+    async with running(settings) as made:
+        yield made
+
+
+@pytest.fixture
+async def agent(server: Running) -> AsyncIterator[FakeAgent]:
+    async with connected(server) as made:
+        yield made
+
+
+def start(server: Running, **fields: Any) -> Any:
+    request = containers_pb2.StartContainerRequest(**{"name": WEB, **fields})
+    return server.stubs.containers.StartContainer(request, metadata=server.me, timeout=20)
+
+
+async def refused(call: Any) -> AioRpcError:
+    with pytest.raises(AioRpcError) as failure:
+        await call
+    return failure.value
+
+
+async def test_nothing_is_sent_while_the_log_cannot_be_written(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
+    with locked(server.settings) as release:
+        assert (await refused(start(server))).code() is StatusCode.UNAVAILABLE
+        assert (await refused(start(server, detach=True))).code() is StatusCode.UNAVAILABLE
+        release()
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    reply = None
+    async with asyncio.timeout(10):
+        while reply is None:
+            with contextlib.suppress(AioRpcError):
+                reply = await start(server, detach=True)
+    assert await agent.dispatched() == reply.name.removeprefix("commands/")
+    await agent.sync()
+    assert len(server.rows("SELECT id FROM commands")) == 1
+
+
+async def test_result_waits_for_the_log_and_the_session_goes_on(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = start(server)
+    command = await agent.dispatched()
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("lading_server.services.agent_link.LEDGER_RETRY_SECONDS", 0.02)
+    with locked(server.settings) as release:
+        finishing = asyncio.ensure_future(agent.finish(command))
+        await asyncio.sleep(0.5)
+        assert not finishing.done()
+        release()
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    await finishing
+    assert (await call).state == State.SUCCEEDED
+
+
+class Hang:
+    """Holds the next COMMIT of the ledger."""
+
+    def __init__(self, server: Running) -> None:
+        self.leave = threading.Event()
+        on_commit(server, self.commit)
+
+    def commit(self, commit: Any) -> None:
+        assert self.leave.wait(10)
+        commit()
+
+
+async def test_command_that_was_recorded_after_its_caller_was_told_it_was_not_is_never_sent(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch_module, "SWEEP_SECONDS", 100)
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
+    hang = Hang(server)
+    assert (await refused(start(server))).code() is StatusCode.UNAVAILABLE
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    hang.leave.set()
+    end = await server.event(action="container.start", stage=Stage.COMPLETED, outcome=Outcome.CANCELLED)
+    assert server.rows(f"SELECT state FROM commands WHERE id = '{end.operation}'") == [(State.CANCELLED,)]
+    await agent.sync()
+
+
+async def test_command_that_goes_on_is_not_withdrawn_by_a_repetition_that_came_too_late(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await start(server, detach=True, request_id="once")
+    command = await agent.dispatched()
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
+    hang = Hang(server)
+    assert (await refused(start(server, detach=True, request_id="once"))).code() is StatusCode.UNAVAILABLE
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    hang.leave.set()
+    await agent.finish(command)
+    assert first.name == f"commands/{command}"
+    assert server.events(operation=command)[-1].summary == (Stage.COMPLETED, Outcome.SUCCESS, 0)
+
+
+async def test_command_whose_taking_was_committed_without_an_answer_is_sent_all_the_same(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that wait are marked DISPATCHED, and the answer of that COMMIT is lost."""
+    await agent.leave()
+    reply = await start(server, detach=True)
+    monkeypatch.setattr(dispatch_module, "RESEND_MICROSECONDS", 100_000)
+    take = commands_store.take_pending
+
+    def take_and_lose(*args: Any) -> Any:
+        taken = take(*args)
+        if taken:
+            monkeypatch.setattr(commands_store, "take_pending", take)
+            on_commit(server, lose)
+        return taken
+
+    def lose(commit: Any) -> None:
+        commit()
+        raise ledger_module.sa.exc.OperationalError("COMMIT", None, Exception("the connection is gone"))
+
+    monkeypatch.setattr(commands_store, "take_pending", take_and_lose)
+    await agent.connect()
+    command = await agent.dispatched()
+    assert reply.name == f"commands/{command}"
+    await agent.finish(command)
+
+
+async def test_caller_learns_the_name_of_its_command_when_its_end_cannot_be_read(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> Any:
+        raise errors.StoreUnavailable
+
+    call = start(server)
+    command = await agent.dispatched()
+    monkeypatch.setattr(dispatch_module, "POLL_SECONDS", 0.01)
+    dispatcher = server.server._agent_link._dispatcher
+    monkeypatch.setattr(dispatcher._reader, "read", fail)
+    other = await refused(start(server))
+    monkeypatch.undo()
+    assert other.code() is StatusCode.UNAVAILABLE
+    name = info(other).metadata["command"]
+    assert name == f"commands/{await agent.dispatched()}" != f"commands/{command}"
+    await agent.finish(command)
+    with pytest.raises(AioRpcError):
+        await call
