@@ -1,7 +1,10 @@
-"""`python -m bench [--only PART,…] [--quick]`: measures, prints, and writes bench/RESULTS.md, a section a part."""
+"""`python -m bench [--only PART,…] [--quick]`: measures, prints, and writes bench/RESULTS.md, a section for each part.
+
+A quick run only prints."""
 
 import argparse
 import contextlib
+import logging
 import pathlib
 import sys
 import tempfile
@@ -34,6 +37,7 @@ def main() -> int:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if programs() is None:
         parser.error("PostgreSQL not found: apt-get install postgresql")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="lading-bench-") as folder, contextlib.ExitStack() as stack:
         with machine.pinned(machine.LOAD_CORE):
             databases = stack.enter_context(cluster())

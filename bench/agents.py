@@ -21,7 +21,7 @@ from lading_server.settings import AUDIENCE, ISSUER
 
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.keepalive_time_ms", 60_000))
 DAY = 24 * 3600 * tokens.MICROSECONDS
-WELCOME_SECONDS = 90.0
+WELCOME_SECONDS = 150.0
 
 
 class Fleet:

@@ -41,7 +41,7 @@ def run(folder: pathlib.Path, *, quick: bool) -> None:
         stack.start_server()
         stack.start_agent(AGENT, docker_host=engine.url)
         ours, engines = asyncio.run(compare(stack, engine, ROUNDS_QUICK if quick else ROUNDS))
-    report.keep(TITLE, describe(ours, engines), load_before)
+    report.keep(TITLE, describe(ours, engines), load_before, quick=quick)
 
 
 async def compare(stack: Stack, engine: Engine, rounds: int) -> tuple[Times, Times]:

@@ -57,7 +57,7 @@ def run(folder: pathlib.Path, cluster: Cluster, *, quick: bool) -> None:
                     lines.append(report.verdict(f"{query}, {name}, p95 ms", p95, P95_MS_MAX, at_most=True, digits=1))
     table = report.table(["query", "database", "where", "p50 ms", "p95 ms"], rows)
     said = f"{count:,} events over 30 days, each query {asked} times: {EXPLANATION}"
-    report.keep(TITLE, "\n\n".join([said, table, "\n".join(lines)]), load_before)
+    report.keep(TITLE, "\n\n".join([said, table, "\n".join(lines)]), load_before, quick=quick)
 
 
 EXPLANATION = """\

@@ -25,11 +25,13 @@ def verdict(what: str, found: float, wanted: float, *, at_most: bool = False, di
     return f"- {what}: **{found:.{digits}f}**, {bound} {wanted:g} wanted: {'met' if met else 'NOT MET'}"
 
 
-def keep(title: str, body: str, load_before: str) -> None:
-    """Put a section into RESULTS.md in the place of its last one, and print it."""
+def keep(title: str, body: str, load_before: str, *, quick: bool) -> None:
+    """Print a section, and put it into RESULTS.md in the place of its last one, unless it was done quickly."""
     state = f"Measured {machine.moment()}; load average {load_before} before, {machine.load()} after."
     section = f"## {title}\n\n{state}\n\n{body.strip()}\n"
     print(section, flush=True)
+    if quick:
+        return
     found = re.split(r"(?m)^(?=## )", RESULTS.read_text())[1:] if RESULTS.exists() else []
     sections = {part.partition("\n")[0].removeprefix("## "): part.strip() + "\n" for part in found}
     sections[title] = section

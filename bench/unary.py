@@ -24,8 +24,6 @@ PATH = "/lading.v1.Access/WhoAmI"
 ACTION = "access.whoami"
 LIFETIME_SECONDS = 24 * 3600
 SEED = 1
-SETTLE_SECONDS = 20.0
-"""The slowest of the servers commits what it has answered long before."""
 
 BARE, UNAUDITED, UNWRITTEN, SQLITE, POSTGRESQL, POOL, ENGINE = NAMES = (
     "a  bare grpc.aio echo",
@@ -42,15 +40,16 @@ NAIVE = {POOL: "pool", ENGINE: "engine"}
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How many calls are in flight, how many make a burst, and how many rounds there are."""
+    """How many calls are in flight, how many make a burst, and for how many seconds new rounds begin."""
 
     in_flight: int
     calls: int
-    rounds: int
+    seconds: float
 
 
-LEVELS = (Level(1, 250, 11), Level(16, 600, 9), Level(128, 1200, 15), Level(512, 1800, 11))
-QUICK = (Level(1, 100, 3), Level(16, 300, 3), Level(128, 600, 3), Level(512, 1000, 3))
+LEVELS = (Level(1, 200, 40), Level(16, 600, 40), Level(128, 1200, 100), Level(512, 1800, 100))
+QUICK = (Level(1, 100, 5), Level(16, 300, 5), Level(128, 600, 8), Level(512, 1000, 8))
+ROUNDS_MIN = 3
 
 
 @dataclass(slots=True)
@@ -83,7 +82,7 @@ def run(folder: pathlib.Path, cluster: Cluster, *, quick: bool) -> None:
             measure(subjects, level)
             parts.append(level_of(subjects, level))
         parts.append(check_recorded(subjects))
-    report.keep(TITLE, "\n\n".join([EXPLANATION, *parts]), load_before)
+    report.keep(TITLE, "\n\n".join([EXPLANATION, *parts]), load_before, quick=quick)
 
 
 EXPLANATION = """\
@@ -133,7 +132,8 @@ def measure(subjects: Sequence[Subject], level: Level) -> None:
     before = {subject.name: (subject.program.cpu_seconds, subject.answered) for subject in subjects}
     for subject in subjects:
         subject.bursts = []
-    for _ in range(level.rounds):
+    until = time.monotonic() + level.seconds
+    while len(subjects[0].bursts) < ROUNDS_MIN or time.monotonic() < until:
         for subject in order.sample(subjects, len(subjects)):
             slow = 2 if subject.name in NAIVE else 1
             subject.bursts.append(subject.fire(level.calls // slow, level.in_flight))
@@ -163,7 +163,7 @@ def level_of(subjects: Sequence[Subject], level: Level) -> str:
         rows.append([name, *cells, f"{burst.percentile(durations, 0.99):.2f}", f"{subject.cpu_us:.0f}"])
     head = ["server", "RPC/s", "ratio to b", "p50 ms", "p99 ms", "CPU µs"]
     plural = "calls" if level.in_flight > 1 else "call"
-    title = f"### {level.in_flight} {plural} in flight ({level.rounds} rounds of {level.calls})"
+    title = f"### {level.in_flight} {plural} in flight ({len(base.bursts)} rounds of {level.calls})"
     lines = []
     for name in (SQLITE, POSTGRESQL):
         letter = name[0]

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -14,6 +15,11 @@ from tests.stack import Stack
 
 MARKERS = {"engine": "engine", "postgres": "postgres", "own_postgres": "postgres", "browser": "browser"}
 FAILED = pytest.StashKey[bool]()
+
+
+def pytest_configure() -> None:
+    # A run that is terminated ends what it started, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

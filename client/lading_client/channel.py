@@ -100,7 +100,9 @@ class Endpoint:
     def _options(self) -> list[tuple[str, str | int]]:
         return [
             ("grpc.primary_user_agent", f"lading-{self.source}/{importlib.metadata.version('lading')}"),
-            ("grpc.keepalive_time_ms", 30_000),
+            # Without it a channel may wait for two minutes after the server is back.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.max_receive_message_length", 16 << 20),
             ("grpc.service_config", service_config()),

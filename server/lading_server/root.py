@@ -160,7 +160,7 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._identity.close()
         await self._ledger.close()
-        self._reader.close()
+        await asyncio.to_thread(self._reader.close)
         self._engine.dispose()
 
 

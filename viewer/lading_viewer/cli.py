@@ -20,7 +20,14 @@ def viewer() -> None:
 
 
 @viewer.command()
-@click.option("--server", default="127.0.0.1:7443", show_default=True, envvar="LADING_SERVER", metavar="HOST:PORT")
+@click.option(
+    "--server",
+    default="127.0.0.1:7443",
+    show_default=True,
+    envvar="LADING_SERVER",
+    metavar="HOST:PORT",
+    help="Server to read from.",
+)
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0: a free one.")
 @click.option("--ca", type=EXISTING, envvar="LADING_CA", help="Certificates (PEM) that may sign the server's.")
 @click.option("--tls-cert", type=EXISTING, help="Certificate (PEM) of the viewer itself.")
@@ -42,13 +49,14 @@ def run(
 ) -> None:
     """Serve the viewer until it is stopped.
 
-    \b
-    lading viewer run
-    lading viewer run --server control.example:7443 --ca ca.pem
-    lading viewer run --listen 0.0.0.0:443 --tls-cert cert.pem --tls-key key.pem --host-name audit.example
-
     People sign in with a token of their own (`lading token create`). The viewer reads with that token and has no
     rights by itself. It speaks plaintext on loopback only.
+
+    \b
+    Examples:
+      lading viewer run
+      lading viewer run --server control.example:7443 --ca ca.pem
+      lading viewer run --listen 0.0.0.0:443 --tls-cert cert.pem --tls-key key.pem --host-name audit.example
     """
     host, port = _checked(server, listen, tls_cert, tls_key, code_file)
     with _bind(host, port) as bound:

@@ -25,6 +25,7 @@ WRONG = "This token is not valid or has expired. Nothing was loaded."
 USED = "This link was used or is not valid. Paste a token instead."
 DOWN = "The control plane cannot be reached, so the token could not be checked. Try again in a moment."
 TOKEN_LENGTH_MAX = 3500  # a cookie holds 4,096 bytes
+FORM_LENGTH_MAX = 65_536
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PAGE = Template(resources.files("lading_viewer").joinpath("sign_in.html").read_text(encoding="utf-8"))
 # A navigation from another site brings no SameSite=Strict cookie; one from this page does.
@@ -113,6 +114,9 @@ class SignIn:
         """POST /signin."""
         if is_foreign(request):
             return PlainTextResponse("This form was sent from another site.", 403)
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > FORM_LENGTH_MAX:
+            return PlainTextResponse("That is no token.", 413)
         fields = await request.form()
         token, next_url = (str(fields.get(name, "")).strip() for name in ("token", "next"))
         return await self._enter(request, token, next_url, WRONG)

@@ -27,7 +27,7 @@ from lading_client import labels
 
 @dataclass(frozen=True)
 class Look:
-    """How one value is drawn. `icon` is a name in chip.js."""
+    """How one value is drawn. `icon` is a name in elements.js."""
 
     word: str
     icon: str = ""

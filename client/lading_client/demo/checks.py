@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import pathlib
+import time
 from collections.abc import Iterator, Sequence
 
 from lading.v1 import audit_log_pb2
@@ -14,6 +15,7 @@ from lading_client.demo.stage import AUDITOR, Stage
 from lading_client.paging import pages
 
 ENDS = {"web": "running", "api": "running", "worker": "running", "mailer": "exited"}
+SEEN_WITHIN = 10.0
 
 
 def complaints(stage: Stage, scenes: Sequence[Scene]) -> Iterator[str]:
@@ -45,8 +47,16 @@ def _is(event: audit_log_pb2.Event, scene: Scene) -> bool:
     )
 
 
+def _states(stage: Stage) -> dict[str, str]:
+    return {names.short(one.name): one.state for one in stage.client(AUDITOR).list_containers()}
+
+
 def _containers(stage: Stage) -> Iterator[str]:
-    states = {names.short(one.name): one.state for one in stage.client(AUDITOR).list_containers()}
+    wanted = {stage.target(process): expected for process, expected in ENDS.items()}
+    give_up_at = time.monotonic() + SEEN_WITHIN
+    # A kill is done when the signal is sent; that the process ended is reported a moment later.
+    while not wanted.items() <= (states := _states(stage)).items() and time.monotonic() < give_up_at:
+        time.sleep(0.1)
     for process, expected in ENDS.items():
         target = stage.target(process)
         if states.get(target) != expected:

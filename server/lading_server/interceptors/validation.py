@@ -59,6 +59,8 @@ def checks_of(descriptor: Descriptor, prefix: str = "", seen: tuple[str, ...] = 
             found.append(check_presence(field, name))
         if field.type == FieldDescriptor.TYPE_STRING:
             found.append(check_text(field, name, rule))
+        elif field.enum_type:
+            found.append(check_enum(field, name, rule))
         elif is_map(field):
             found.append(check_map(field, name, rule))
         elif field.is_repeated:
@@ -105,6 +107,21 @@ def check_text(field: FieldDescriptor, name: str, rule: options_pb2.FieldRule) -
                 violations[name] = f"must have at most {length_max} characters"
             elif not matches(text):
                 violations[name] = sentence
+
+    return run
+
+
+def check_enum(field: FieldDescriptor, name: str, rule: options_pb2.FieldRule) -> Check:
+    items_max = rule.items_max or ITEMS_MAX
+    numbers = frozenset(field.enum_type.values_by_number)
+    attribute, repeated = field.name, field.is_repeated
+
+    def run(message: Any, violations: dict[str, str]) -> None:
+        value = getattr(message, attribute)
+        if repeated and len(value) > items_max:
+            violations[name] = f"must have at most {items_max} items"
+        elif not numbers.issuperset(value if repeated else (value,)):
+            violations[name] = f"must be a value of {field.enum_type.full_name}, as this version of the server knows it"
 
     return run
 

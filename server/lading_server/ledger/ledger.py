@@ -260,13 +260,17 @@ class Ledger:
                 answers.append((unit, unit.apply(transaction), None))
                 continue
             mark = transaction.mark()
-            savepoint = connection.begin_nested()
+            savepoint = connection.begin_nested() if len(batch) > 1 else None
             try:
                 result = unit.apply(transaction)
-                savepoint.commit()
+                if savepoint is not None:
+                    savepoint.commit()
             except sa.exc.DBAPIError:
                 raise
             except Exception as failure:
+                if savepoint is None:
+                    connection.rollback()
+                    return [(unit, None, failure)], {}
                 savepoint.rollback()
                 transaction.reset(mark)
                 answers.append((unit, None, failure))

@@ -21,7 +21,8 @@ ANSWER_SECONDS = 1.8
 """A caller is told UNAVAILABLE after this long: below the 2 s that are promised."""
 WAITING_MAX = 1_000
 
-_UNLESS_TOO_LONG = f"SET LOCAL statement_timeout = {int(ANSWER_SECONDS * 1000)}"
+# A plan that PostgreSQL keeps for all values walks the whole log for a rare one.
+_SETTINGS = f"SET LOCAL statement_timeout = {int(ANSWER_SECONDS * 1000)}; SET LOCAL plan_cache_mode = force_custom_plan"
 
 
 class Attempt:
@@ -95,14 +96,14 @@ class Reader:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Take no more reads; those that run end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Take no more reads, and wait for those that run: they are bounded, and their connections must be closed."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, attempt: Attempt, fn: Callable[[sa.Connection], R]) -> R:
         try:
             with self._engine.connect() as connection, attempt.on(connection):
                 if self._is_postgresql:
-                    connection.exec_driver_sql(_UNLESS_TOO_LONG)
+                    connection.exec_driver_sql(_SETTINGS)
                 result = fn(connection)
                 connection.rollback()
                 return result

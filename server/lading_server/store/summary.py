@@ -104,13 +104,13 @@ VALUES = of_rollups(event_counts.c.value)
 @functools.cache
 def uncounted(fields: tuple[Field, ...], changes_only: bool) -> sa.CompoundSelect[Any]:
     """Sums of what the roll-ups have not: growth within [first, last), and the last words in two spans of indexes."""
-    organization = sa.bindparam("organization")
+    organization: sa.BindParameter[str] = sa.bindparam("organization")
     grown = growth(organization, sa.bindparam("counted"), sa.bindparam("size"), bar(events.c.recorded_at)).subquery()
     recorded_at = without_index(grown.c.recorded_at)
     parts = [sa.select(grown).where(recorded_at >= sa.bindparam("first"), recorded_at < sa.bindparam("last"))]
     for number in (1, 2):
-        span = sa.bindparam(f"low_{number}"), sa.bindparam(f"high_{number}")
-        rest = log_of.within(sa.select(*COUNTED, bar(events.c.recorded_at)), organization, *span)
+        low, high = (sa.bindparam(f"{name}_{number}", type_=sa.BigInteger) for name in ("low", "high"))
+        rest = log_of.within(sa.select(*COUNTED, bar(events.c.recorded_at)), organization, low, high)
         parts.append(rest.where(events.c.superseded_by.is_(None)))
     rows = sa.union_all(*parts).subquery()
     return sums_of(sa.select(rows).where(rows.c.changes) if changes_only else sa.select(rows), fields)

@@ -39,7 +39,7 @@ async def link(plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path
 
 async def read_all(bulk: BulkLink) -> tuple[list[tuple[int, bytes]], int, str]:
     """The pieces, and code and words of the end."""
-    pieces = []
+    pieces: list[tuple[int, bytes]] = []
     while message := await bulk.next():
         if message.HasField("end"):
             assert await bulk.next() is None, "nothing follows the end"

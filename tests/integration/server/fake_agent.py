@@ -64,7 +64,7 @@ class FakeAgent:
 
     async def take(self, kind: str) -> Any:
         """What the next frame carries, which must be of this kind."""
-        frame = grpc.aio.EOF
+        frame: Any = grpc.aio.EOF
         async with asyncio.timeout(10):
             with contextlib.suppress(grpc.aio.AioRpcError):
                 frame = await self.call.read()

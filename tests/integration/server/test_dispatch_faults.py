@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
@@ -144,7 +145,7 @@ async def test_command_whose_taking_was_committed_without_an_answer_is_sent_all_
 
     def lose(commit: Any) -> None:
         commit()
-        raise ledger_module.sa.exc.OperationalError("COMMIT", None, Exception("the connection is gone"))
+        raise sa.exc.OperationalError("COMMIT", None, Exception("the connection is gone"))
 
     monkeypatch.setattr(commands_store, "take_pending", take_and_lose)
     await agent.connect()

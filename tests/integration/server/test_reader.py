@@ -64,7 +64,7 @@ async def test_a_read_that_takes_too_long_is_given_up_and_frees_its_thread(
         return connection.exec_driver_sql(FOREVER).scalar()
 
     monkeypatch.setattr(reader, "ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr(reader, "_UNLESS_TOO_LONG", "SET LOCAL statement_timeout = 200")
+    monkeypatch.setattr(reader, "_SETTINGS", "SET LOCAL statement_timeout = 200")
     reading = Reader(engine)
     answers = await asyncio.gather(*(reading.read(forever) for _ in range(20)), return_exceptions=True)
     assert {type(answer) for answer in answers} == {errors.StoreUnavailable}
@@ -112,5 +112,14 @@ async def test_reads_go_on_after_a_restart_of_the_database(own_postgres: Cluster
         await reading.read(names)
     await asyncio.to_thread(own_postgres.start)
     assert await reading.read(names) == []
+    reading.close()
+    made.dispose()
+
+
+async def test_postgresql_plans_for_the_values_that_are_asked_for(postgres_url: str) -> None:
+    made = database.open_engine(postgres_url)
+    reading = Reader(made)
+    shown = await reading.read(lambda connection: connection.exec_driver_sql("SHOW plan_cache_mode").scalar())
+    assert shown == "force_custom_plan"
     reading.close()
     made.dispose()

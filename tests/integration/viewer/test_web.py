@@ -100,6 +100,11 @@ def test_wrong_token_is_refused_without_saying_why(viewer: Viewer) -> None:
         assert b"This token is not valid or has expired. Nothing was loaded." in answer.body
 
 
+def test_form_that_is_too_long_is_not_read(viewer: Viewer) -> None:
+    assert viewer.ask("POST", "/signin", {"token": "x" * 100_000}).status == 413
+    assert viewer.ask("POST", "/signin", {"token": "x" * 10_000}).status == 401
+
+
 def test_wrong_tokens_slow_an_address_down(viewer: Viewer) -> None:
     answers = [viewer.ask("POST", "/signin", {"token": "nonsense"}).status for _ in range(8)]
     assert answers[:6] == [401] * 6

@@ -7,7 +7,7 @@ from google.protobuf import descriptor_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lading.v1 import commands_pb2, containers_pb2, options_pb2
+from lading.v1 import access_pb2, commands_pb2, containers_pb2, options_pb2
 from lading_server import errors
 from lading_server.interceptors.validation import check, checks_of
 from tests.unit.server.messages import Field, field, register
@@ -126,6 +126,13 @@ def test_lists_are_as_long_as_declared_or_1000_at_most() -> None:
     assert violations(tree(numbers=[1, 2, 3])) == {"numbers": "must have at most 2 items"}
     states = commands_pb2.ListCommandsRequest(states=[commands_pb2.COMMAND_STATE_FAILED] * 1001)
     assert violations(states) == {"states": "must have at most 1000 items"}
+
+
+def test_number_that_is_no_value_of_its_enum_is_refused() -> None:
+    for states in ([77], [commands_pb2.COMMAND_STATE_FAILED, -1], [2**31 - 1]):
+        assert list(violations(commands_pb2.ListCommandsRequest(states=states))) == ["states"]
+    assert list(violations(access_pb2.AssignRoleRequest(subject="bob", role=99))) == ["role"]  # type: ignore[arg-type]
+    assert violations(commands_pb2.ListCommandsRequest(states=[commands_pb2.COMMAND_STATE_FAILED])) == {}
 
 
 def test_missing_field_is_said_to_be_missing() -> None:

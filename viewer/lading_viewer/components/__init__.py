@@ -1,7 +1,7 @@
 """The parts of the page that Streamlit has no widget for, as `st.components.v2` components in the real DOM.
 
-Each is a JavaScript and a CSS file of its name beside this one; `chip.*` is joined to those that draw chips. They get
-plain data and put it on the page as text only, never as HTML: what the audit log holds was written by others.
+Each is a JavaScript and a CSS file of its name beside this one; `elements.*`, what all of them share, goes before it.
+They get plain data and put it on the page as text only, never as HTML: what the audit log holds was written by others.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ def _component(name: str) -> "ComponentRenderer":
     return st.components.v2.component(
         f"lading_{name}",
         html="<div class='root'></div>",
-        css=_file("chip.css") + _file(f"{name}.css"),
-        js=_file("chip.js") + _file(f"{name}.js"),
+        css=_file("elements.css") + _file(f"{name}.css"),
+        js=_file("elements.js") + _file(f"{name}.js"),
     )
 
 
