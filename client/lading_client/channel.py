@@ -101,8 +101,8 @@ class Endpoint:
         return [
             ("grpc.primary_user_agent", f"lading-{self.source}/{importlib.metadata.version('lading')}"),
             # Without it a channel may wait for two minutes after the server is back.
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.max_receive_message_length", 16 << 20),
             ("grpc.service_config", service_config()),
