@@ -8,21 +8,20 @@ next Hello brings it.
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lading_server import errors, names
 from lading_server.call import Call
-from lading_server.clock import Clock, new_id, now
+from lading_server.clock import Clock, now
 from lading_server.commands import ENDS, State
-from lading_server.ends import End, event_of, record_end, target_of
+from lading_server.ends import End, event_of, record_end
 from lading_server.errors import Code
-from lading_server.event import Event, Outcome, Stage
+from lading_server.event import Stage
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Transaction
+from lading_server.orders import Order, check_same, record_order
 from lading_server.sessions import WINDOW, Session, Sessions
 from lading_server.store import agents, commands
 from lading_server.store.commands import Row
@@ -37,24 +36,6 @@ SWEEP_MAX = 500
 RESEND_MICROSECONDS = 10_000_000
 """A command that its agent has not acknowledged after this long may never have been sent."""
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a caller asks an agent to do; durations in microseconds, messages serialized."""
-
-    agent: str
-    container: str
-    verb: int
-    action: str
-    arguments: bytes
-    arguments_shown: bytes
-    precondition: bytes
-    deliver_within: int
-    execute_within: int
-    reason: str
-    request_id: str
-    detach: bool
 
 
 class Dispatcher:
@@ -99,7 +80,7 @@ class Dispatcher:
             made = True
             # Once a newer session has begun this one is fenced: then the newer one sends it.
             current = session is not None and direct and session.epoch == agent.epoch
-            return self._insert(transaction, call, order, agent.epoch if current else None)
+            return record_order(transaction, call, order, agent.epoch if current else None)
 
         def withdraw(row: Row) -> None:
             if made:
@@ -140,65 +121,6 @@ class Dispatcher:
                 "start it, or repeat the call with detach to have it done when it is back",
                 metadata={"agent": agent},
             )
-
-    def _insert(self, transaction: Transaction, call: Call, order: Order, epoch: int | None) -> Row:
-        at = transaction.recorded_at
-        command = new_id()
-        actor = call.actor
-        values: dict[str, Any] = {
-            "id": command,
-            "organization": call.organization,
-            "agent": order.agent,
-            "container": order.container,
-            "verb": order.verb,
-            "arguments": order.arguments,
-            "arguments_shown": order.arguments_shown,
-            "fingerprint": fingerprint_of(command, order),
-            "precondition": order.precondition,
-            "state": int(State.PENDING if epoch is None else State.DISPATCHED),
-            "epoch": epoch or 0,
-            "action": order.action,
-            "reason": order.reason,
-            "actor_type": int(actor.type),
-            "actor": actor.id,
-            "actor_email": actor.email,
-            "source": call.user_agent,
-            "correlation": call.request_id,
-            "request_id": order.request_id,
-            "parent": call.operation,
-            "created_at": at,
-            "dispatched_at": None if epoch is None else at,
-            "acknowledged_at": None,
-            "settled_at": None,
-            "deliver_by": at + order.deliver_within,
-            "execute_within": order.execute_within,
-            "code": 0,
-            "error": "",
-            "evidence": "",
-            "container_id": "",
-        }
-        details = {"deliver_by": values["deliver_by"], "execute_within_us": order.execute_within}
-        if "request" in call.details:
-            details["request"] = call.details["request"]
-        intent = Event(
-            id=new_id(),
-            organization=call.organization,
-            operation=command,
-            parent=call.operation,
-            stage=Stage.RECEIVED,
-            occurred_at=at,
-            actor=actor,
-            action=order.action,
-            outcome=Outcome.PENDING,
-            changes=True,
-            targets=target_of(order.agent, order.container),
-            agent=order.agent,
-            reason=order.reason,
-            request_id=call.request_id,
-            source=call.user_agent,
-            details=details,
-        )
-        return commands.insert(transaction.connection, {**values, "event_index": transaction.append(intent)})
 
     def _withdraw(self, row: Row) -> None:
         """The intent came to disk after its caller was told that nothing happened: then nothing must."""
@@ -457,21 +379,3 @@ def check_agent(row: agents.Row | None, agent: str) -> agents.Row:
             f"agent {agent} is drained and takes no commands: `lading agents resume {agent}`", metadata={"agent": agent}
         )
     return row
-
-
-def check_same(known: Row, order: Order) -> None:
-    """Raise AlreadyExists unless a repeated call asks for the same."""
-    if known.fingerprint != fingerprint_of(known.id, order):
-        raise errors.AlreadyExists(
-            f"request_id {order.request_id} was used for another call, command {known.id}: choose a new one",
-            metadata={"command": names.command_name(known.id)},
-        )
-
-
-def fingerprint_of(command: str, order: Order) -> bytes:
-    """Digest of what is asked, salted with the command's id because the arguments may hold secrets."""
-    digest = hashlib.sha256(command.encode())
-    for part in (order.agent, order.container, str(order.verb)):
-        digest.update(part.encode() + b"\0")
-    digest.update(hashlib.sha256(order.arguments).digest() + hashlib.sha256(order.precondition).digest())
-    return digest.digest()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from lading.v1 import options_pb2
 from lading_server import errors
@@ -60,7 +60,7 @@ def checks_of(descriptor: Descriptor, prefix: str = "", seen: tuple[str, ...] = 
         if field.type == FieldDescriptor.TYPE_STRING:
             found.append(check_text(field, name, rule))
         elif field.enum_type:
-            found.append(check_enum(field, name, rule))
+            found.append(check_enum(field, field.enum_type, name, rule))
         elif is_map(field):
             found.append(check_map(field, name, rule))
         elif field.is_repeated:
@@ -111,9 +111,9 @@ def check_text(field: FieldDescriptor, name: str, rule: options_pb2.FieldRule) -
     return run
 
 
-def check_enum(field: FieldDescriptor, name: str, rule: options_pb2.FieldRule) -> Check:
+def check_enum(field: FieldDescriptor, enum: EnumDescriptor, name: str, rule: options_pb2.FieldRule) -> Check:
     items_max = rule.items_max or ITEMS_MAX
-    numbers = frozenset(field.enum_type.values_by_number)
+    numbers = frozenset(enum.values_by_number)
     attribute, repeated = field.name, field.is_repeated
 
     def run(message: Any, violations: dict[str, str]) -> None:
@@ -121,7 +121,7 @@ def check_enum(field: FieldDescriptor, name: str, rule: options_pb2.FieldRule) -
         if repeated and len(value) > items_max:
             violations[name] = f"must have at most {items_max} items"
         elif not numbers.issuperset(value if repeated else (value,)):
-            violations[name] = f"must be a value of {field.enum_type.full_name}, as this version of the server knows it"
+            violations[name] = f"must be a value of {enum.full_name}, as this version of the server knows it"
 
     return run
 

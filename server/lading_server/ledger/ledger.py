@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -113,12 +113,12 @@ class Ledger:
             self._wake.notify()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
-    async def record(self, events: Sequence[Event]) -> list[int]:
+    def record(self, events: Sequence[Event]) -> Awaitable[list[int]]:
         """Commit events; returns their indexes. Raises LedgerUnavailable, Overloaded."""
         organizations = (
             (events[0].organization,) if len(events) == 1 else tuple(sorted({event.organization for event in events}))
         )
-        return await self._submit(
+        return self._submit(
             organizations, lambda transaction: [transaction.append(event) for event in events], False, None
         )
 
@@ -138,13 +138,13 @@ class Ledger:
         """
         return await self._submit(tuple(organizations), apply, True, late)
 
-    async def _submit(
+    def _submit(
         self,
         organizations: tuple[str, ...],
         apply: Callable[[Transaction], R],
         changes: bool,
         late: Callable[[R], None] | None,
-    ) -> R:
+    ) -> "asyncio.Future[R]":
         assert self._loop is not None, "start() comes first"
         if self._closing:
             raise errors.Stopping
@@ -152,7 +152,8 @@ class Ledger:
             raise errors.LedgerUnavailable
         if len(self._waiting) >= QUEUE_MAX:
             raise errors.Overloaded("too many calls wait for the audit log: try again", retry_after=1.0)
-        unit = Unit(organizations, apply, self._loop.create_future(), changes, late)
+        answer: asyncio.Future[R] = self._loop.create_future()
+        unit = Unit(organizations, apply, answer, changes, late)
         self._waiting.append(unit)
         if self._idle:
             with self._wake:
@@ -160,7 +161,6 @@ class Ledger:
         if not self._watching:
             self._watching = True
             self._loop.call_later(WATCH_SECONDS, self._watch)
-        answer: R = await unit.answer
         return answer
 
     @property

@@ -9,8 +9,9 @@ from lading_server import call as calls
 from lading_server import errors, names, paging
 from lading_server.clock import Clock, new_id, now
 from lading_server.commands import State
-from lading_server.dispatch import Dispatcher, Order
+from lading_server.dispatch import Dispatcher
 from lading_server.errors import Code
+from lading_server.orders import Order
 from lading_server.relay import Relay, Relays
 from lading_server.services.resources import command_of, container_of, microseconds
 from lading_server.sessions import Sessions

@@ -261,10 +261,9 @@ async def test_page_token_of_another_list_is_refused(server: Running) -> None:
             containers_pb2.ListContainersRequest(page_size=1), metadata=server.me
         )
         assert listed.next_page_token
-        request = commands_pb2.ListCommandsRequest(page_token=listed.next_page_token)
-        assert (await refused(server.stubs.commands.ListCommands(request, metadata=server.me))).code() is (
-            StatusCode.INVALID_ARGUMENT
-        )
+        other = commands_pb2.ListCommandsRequest(page_token=listed.next_page_token)
+        failure = await refused(server.stubs.commands.ListCommands(other, metadata=server.me))
+        assert failure.code() is StatusCode.INVALID_ARGUMENT
         globex = bearer(sign(server.settings, organization="globex"))
         request = containers_pb2.ListContainersRequest(page_token=listed.next_page_token)
         assert not (await server.stubs.containers.ListContainers(request, metadata=globex)).containers
@@ -445,7 +444,7 @@ async def test_health_and_reflection_need_no_token_and_are_recorded(server: Runn
     assert await channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x01"
     reflection = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")()
     await reflection.write(b"\x3a\x00")
-    assert b"lading.v1.Containers" in await reflection.read()
+    assert b"lading.v1.Containers" in bytes(await reflection.read())
     await reflection.done_writing()
     assert await reflection.code() is StatusCode.OK
     recorded = [event.action for event in server.events("system") if event.actor == ""]

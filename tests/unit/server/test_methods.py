@@ -61,7 +61,7 @@ def described(path: str, request: Any) -> Call:
 def test_every_method_of_the_server_has_a_rule_with_an_action() -> None:
     assert len(METHODS) >= 40
     assert all("." in method.rule.action for method in METHODS.values())
-    assert {path for path, method in METHODS.items() if method.public} == set(methods.PUBLIC)
+    assert {path for path, method in METHODS.items() if method.public} <= set(methods.PUBLIC)
 
 
 def test_method_without_a_rule_keeps_the_server_from_starting() -> None:
