@@ -153,6 +153,12 @@ class Stopping(Error):
     code = Code.UNAVAILABLE
 
 
+class CallerGone(Error):
+    """The caller has gone away."""
+
+    code = Code.CANCELLED
+
+
 class DeadlineExceeded(Error):
     """The time ran out; the command goes on."""
 

@@ -43,11 +43,14 @@ class Session:
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def send(self, frame: Any) -> None:
-        """Number a frame and write it; waits while the agent does not read."""
+        """Number a frame and write it; waits while the agent does not read. Raises AgentOffline."""
         async with self.writing:
             self.sent += 1
             frame.epoch, frame.seq, frame.ack = self.epoch, self.sent, self.received
-            await self.write(frame)
+            try:
+                await self.write(frame)
+            except errors.CallerGone as failure:
+                raise errors.AgentOffline(f"agent {self.agent} went away") from failure
 
     def end(self, failure: errors.Error) -> None:
         """End the session: its stream answers with `failure`."""

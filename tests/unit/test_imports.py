@@ -25,6 +25,7 @@ SERVER_LAYERS: list[set[str]] = [
     {"root"},
     {"interceptors", "services"},
     {"bootstrap", "identity", "dispatch"},
+    {"orders"},
     {"ends", "sessions"},
     {"call"},
     {"ledger"},

@@ -36,8 +36,9 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Below core's own limit, so that what is too large is refused here, and recorded with its true status."""
 DEADLINE_SLACK_SECONDS = 0.05
 """The caller's reset can be faster than our timer: 3 ms were seen."""
-EOF_GRACE_SECONDS = 0.005
-"""read() reports a cancel, a deadline and a lost connection as a clean end; the cancellation follows within this."""
+GRACE_SECONDS = 0.005
+"""read() reports a cancel, a deadline and a lost connection as a clean end, and write() as a failure of its own; the
+cancellation follows within this."""
 WATCH_SECONDS = 1.0
 OPERATION_KEY = "lading-operation"
 CUT_OFF = "the server stopped before the call had ended"
@@ -99,7 +100,7 @@ class Context:
         """The next message, or grpc.aio.EOF. Raises MessageTooLarge, MalformedRequest."""
         raw = await self._real.read()
         if raw is EOF:
-            await asyncio.sleep(EOF_GRACE_SECONDS)
+            await asyncio.sleep(GRACE_SECONDS)
             return EOF
         self._messages_in += 1
         self.size = len(raw)
@@ -113,8 +114,13 @@ class Context:
             raise errors.MalformedRequest from failure
 
     async def write(self, message: Any) -> None:
-        """Send a message; waits while the peer does not read."""
-        await self._real.write(self._serialize(message))
+        """Send a message; waits while the peer does not read. Raises CallerGone."""
+        raw = self._serialize(message)
+        try:
+            await self._real.write(raw)
+        except Exception as failure:
+            await asyncio.sleep(GRACE_SECONDS)
+            raise errors.CallerGone from failure
         self._messages_out += 1
 
     async def messages(self) -> AsyncIterator[Any]:

@@ -26,10 +26,10 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         await self.drop()
 
-    async def begin(self, path: str, metadata: Sequence[tuple[str, str]] = ()) -> int:
-        """Send the headers of a call; returns its stream."""
+    async def begin(self, path: str | bytes, metadata: Sequence[tuple[str, str]] = ()) -> int:
+        """Send the headers of a call; returns its stream. `path`: of bytes where it is to be no text."""
         stream = self._http.get_next_available_stream_id()
-        headers = [
+        headers: list[tuple[str, str | bytes]] = [
             (":method", "POST"),
             (":scheme", "http"),
             (":path", path),

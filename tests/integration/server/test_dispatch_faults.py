@@ -87,11 +87,19 @@ async def test_result_waits_for_the_log_and_the_session_goes_on(
 
 
 class Hang:
-    """Holds the next COMMIT of the ledger."""
+    """Holds the COMMIT of the batch in which a function of the store is called next."""
 
-    def __init__(self, server: Running) -> None:
+    def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
         self.leave = threading.Event()
-        on_commit(server, self.commit)
+        original = getattr(commands_store, function)
+
+        def arm(*args: Any) -> Any:
+            monkeypatch.setattr(commands_store, function, original)
+            on_commit(server, self.commit)
+            return original(*args)
+
+        monkeypatch.setattr(commands_store, function, arm)
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.3)
 
     def commit(self, commit: Any) -> None:
         assert self.leave.wait(10)
@@ -101,9 +109,7 @@ class Hang:
 async def test_command_that_was_recorded_after_its_caller_was_told_it_was_not_is_never_sent(
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch_module, "SWEEP_SECONDS", 100)
-    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
-    hang = Hang(server)
+    hang = Hang(server, monkeypatch, "insert")
     assert (await refused(start(server))).code() is StatusCode.UNAVAILABLE
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
     hang.leave.set()
@@ -117,11 +123,11 @@ async def test_command_that_goes_on_is_not_withdrawn_by_a_repetition_that_came_t
 ) -> None:
     first = await start(server, detach=True, request_id="once")
     command = await agent.dispatched()
-    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
-    hang = Hang(server)
+    hang = Hang(server, monkeypatch, "get_by_request")
     assert (await refused(start(server, detach=True, request_id="once"))).code() is StatusCode.UNAVAILABLE
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
     hang.leave.set()
+    await agent.sync()
     await agent.finish(command)
     assert first.name == f"commands/{command}"
     assert server.events(operation=command)[-1].summary == (Stage.COMPLETED, Outcome.SUCCESS, 0)

@@ -11,9 +11,11 @@ from grpc.aio import AioRpcError
 
 from lading.v1 import access_pb2, agents_pb2, commands_pb2, containers_pb2
 from lading_server import dispatch as dispatch_module
+from lading_server import errors
 from lading_server.commands import State
 from lading_server.event import Outcome, Stage
 from lading_server.services import agent_link as agent_link_module
+from lading_server.sessions import Session
 from lading_server.settings import Settings
 from tests.integration.server.fake_agent import FakeAgent, connected, held, result_of
 from tests.integration.server.ledgers import busy
@@ -130,17 +132,26 @@ async def test_commands_reach_the_agent_in_the_order_in_which_they_were_recorded
 async def test_newer_command_does_not_overtake_those_that_waited(
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent.vanish()
-    await server.until(lambda: not server.events() or server.events(action="agent.connect", stage=Stage.COMPLETED))
-    for _ in range(30):
+    await agent.leave()
+    for _ in range(5):
         await start(server, detach=True)
-    again = FakeAgent(server)
-    await again.connect()
-    newer = [start(server, detach=True) for _ in range(10)]
-    arrived = [await again.dispatched() for _ in range(40)]
-    await asyncio.gather(*newer)
+    sending, send_on = asyncio.Event(), asyncio.Event()
+    send = Session.send
+
+    async def slow(session: Session, frame: Any) -> None:
+        await send(session, frame)
+        if frame.WhichOneof("frame") == "dispatch":
+            sending.set()
+            await send_on.wait()
+
+    monkeypatch.setattr(Session, "send", slow)
+    await agent.connect()
+    await sending.wait()
+    for _ in range(5):
+        await start(server, detach=True)
+    send_on.set()
+    arrived = [await agent.dispatched() for _ in range(10)]
     assert arrived == [event.operation for event in server.events(stage=Stage.RECEIVED)]
-    again.vanish()
 
 
 async def test_agent_has_no_more_commands_than_its_window(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,6 +412,22 @@ async def test_cancel_of_a_command_in_flight_is_a_request_to_its_agent(server: R
     await agent.finish(command, state=CANCELLED, code=1, error="cancelled before it began")
     assert (await refused(call)).code() is StatusCode.CANCELLED
     assert stages(server, command)[-1] == (Stage.COMPLETED, Outcome.CANCELLED, 1)
+
+
+async def test_cancel_says_when_the_agent_cannot_be_asked(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (await start(server, detach=True)).name.removeprefix("commands/")
+    await agent.dispatched()
+    session = server.server._agent_link._sessions.get("acme", "dock-1")
+    assert session is not None
+
+    async def broken(_frame: Any) -> None:
+        raise errors.CallerGone
+
+    session.write = broken
+    failure = await refused(cancel(server, command))
+    assert (failure.code(), failure.details()) == (StatusCode.UNAVAILABLE, "agent dock-1 went away")
 
 
 async def test_cancel_reaches_no_other_organization_and_nothing_unknown(server: Running, agent: FakeAgent) -> None:

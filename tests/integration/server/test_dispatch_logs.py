@@ -112,7 +112,10 @@ async def test_reader_is_told_when_the_agent_opens_no_stream(
     assert await late.code() is StatusCode.NOT_FOUND
 
 
-async def test_reader_is_told_when_the_agent_leaves_instead(server: Running, agent: FakeAgent) -> None:
+async def test_reader_is_told_when_the_agent_leaves_instead(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers_module, "ATTACH_SECONDS", 1000.0)
     log = read(server)
     await agent.take("open_bulk")
     await agent.leave()

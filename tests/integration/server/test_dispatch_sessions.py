@@ -17,6 +17,7 @@ from lading_server.event import ActorType, Outcome, Stage
 from lading_server.services import agent_link as agent_link_module
 from lading_server.services import commands as commands_module
 from lading_server.settings import Settings
+from lading_server.store import commands as commands_store
 from tests.integration.server.fake_agent import FakeAgent, connected, held, result_of
 from tests.integration.server.ledgers import busy
 from tests.integration.server.running import Running, bearer, detail, running, sign
@@ -369,6 +370,35 @@ async def test_journal_that_holds_what_nobody_knows_is_told_to_forget_it(server:
     agent.vanish()
 
 
+async def test_life_of_commands_is_the_same_on_postgresql(
+    settings_on_postgresql: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch_module, "SWEEP_SECONDS", 0.02)
+    async with running(settings_on_postgresql) as server:
+        agent = FakeAgent(server)
+        await agent.connect()
+        await agent.report("web")
+        done, lost, unseen = [await start(server) for _ in range(3)]
+        assert [await agent.dispatched() for _ in range(3)] == [done, lost, unseen]
+        await agent.acknowledge(done)
+        await agent.acknowledge(lost)
+        await agent.sync()
+        await gone(server, agent)
+        waits = await start(server)
+        expires = await start(server, deliver_within={"nanos": 1_000_000})
+        await server.event(operation=expires, stage=Stage.COMPLETED)
+        await agent.connect(held=[held(done, state=FAILED, code=5, error="No such container: web")])
+        await agent.receipt(done)
+        assert [await agent.dispatched() for _ in range(2)] == [unseen, waits]
+        for command in (unseen, waits):
+            await agent.finish(command)
+            assert stages(server, command) == [RECEIVED, COMPLETED]
+        assert stages(server, done)[-1] == (Stage.COMPLETED, Outcome.FAILURE, 5)
+        assert stages(server, lost)[-1] == ABANDONED
+        assert stages(server, expires)[-1] == (Stage.COMPLETED, Outcome.DEADLINE, 4)
+        agent.vanish()
+
+
 # -- leases
 
 
@@ -397,19 +427,19 @@ async def test_lost_lease_makes_commands_unknown_and_their_result_settles_them(
     assert [event.superseded_by for event in server.events(operation=command)][-1] is None
 
 
-async def test_lease_of_an_older_session_marks_nothing_of_the_newer_one(server: Running, agent: FakeAgent) -> None:
+async def test_lease_of_an_older_session_marks_nothing_of_the_newer_one(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sweep saw the lease end, then the agent came back, then the sweep acts on what it saw."""
-    from lading_server.ends import End
-    from lading_server.errors import Code
-
     command = await start(server)
     await agent.dispatched()
-    old = agent.epoch
+    dispatcher = server.server._agent_link._dispatcher
+    lost = await dispatcher._reader.read(commands_store.list_lost, 2**62, 10)
+    assert [row.id for row in lost] == [command]
     await gone(server, agent)
     await agent.connect(held=[held(command)])
-    lost = End(State.UNKNOWN, Code.UNKNOWN, "lost", "lease")
-    dispatcher = server.server._agent_link._dispatcher
-    assert await dispatcher._settle("acme", command, lost, epoch=old) == -1
+    monkeypatch.setattr(commands_store, "list_lost", lambda *_: lost)
+    await dispatcher._sweep()
     assert stages(server, command) == [RECEIVED, STARTED]
 
 
