@@ -5,14 +5,18 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 
 from lading_server.errors import Code
 from lading_server.event import ANONYMOUS, Actor, ActorType, Event, Outcome, Stage
 from lading_server.ledger import counts, rows
+from lading_server.ledger.transaction import Transaction
+from lading_server.ledger.trees import Trees
+from lading_server.signer import Signer
 from lading_server.store.database import migrate, open_engine
+from lading_server.store.tiles import Cache
 
 DAYS = 30
 DAY = 86_400_000_000
@@ -171,6 +175,7 @@ def fill(engine: sa.Engine, organization: str, count: int, seed: int = 1, ends_a
     """
     scene = Scene(organization, seed)
     writer = rows.Writer(engine.dialect.name)
+    trees = Trees(cast(Signer, None), Cache())  # it signs nothing
     moments = sorted(times(count, ends_at or time.time_ns() // 1000))
     with engine.connect().execution_options(lading_writes=True) as connection:
         with connection.begin():
@@ -190,6 +195,9 @@ def fill(engine: sa.Engine, organization: str, count: int, seed: int = 1, ends_a
             with connection.begin():
                 writer.insert(connection, encoded)
                 head.size_before, head.size = head.size, head.size + len(encoded)
+                transaction = Transaction(connection, {organization: head}, "bench", 0)
+                transaction.rows = encoded
+                trees.grow(connection, transaction, {organization: head})
                 writer.move_heads(connection, {organization: head}, moments[head.size - first - 1])
         behind = True
         while behind:

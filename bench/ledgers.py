@@ -16,8 +16,6 @@ from lading_server.store import schema
 CONNECTIONS = 10
 FIRST_INDEX = 1_000_000
 """Beyond what the server's own ledger writes. A counter of the process spares them the lock on the log's head."""
-NOWHERE = sa.create_engine("sqlite://")
-"""Nobody connects to it: these ledgers do not start."""
 INSERT = f"INSERT INTO events ({rows.QUOTED}) VALUES ({', '.join(['%s'] * len(rows.COLUMNS))})"
 
 
@@ -25,7 +23,7 @@ class NoLedger(Ledger):
     """Takes every event, and keeps none."""
 
     def __init__(self) -> None:
-        super().__init__(NOWHERE, boot_id=new_id())
+        self.boot_id = new_id()  # and no more: it has no database, and does not start
 
     async def record(self, events: Sequence[Event]) -> list[int]:
         return [0] * len(events)
@@ -35,7 +33,7 @@ class NaiveLedger(Ledger):
     """One INSERT of the same row into the same table, and one COMMIT, for each call."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(NOWHERE, boot_id=new_id())
+        self.boot_id = new_id()
         self._url = url
         self._indexes = itertools.count(FIRST_INDEX)
 

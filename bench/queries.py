@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from bench import burst, events, machine, report
 from bench.program import started
 from lading.v1 import audit_log_pb2, audit_log_pb2_grpc
-from lading_server import bootstrap
+from lading_server import bootstrap, signer
 from lading_server import call as calls
 from lading_server.call import Call
 from lading_server.clock import new_id, now
@@ -22,6 +22,7 @@ from lading_server.services.audit_log import AuditLog
 from lading_server.settings import Settings
 from lading_server.store.database import migrate, open_engine
 from lading_server.store.reader import Reader
+from lading_server.store.tiles import Cache
 from tests.postgres import Cluster
 
 TITLE = "Queries"
@@ -100,7 +101,8 @@ async def in_server(settings: Settings, times: int) -> dict[str, list[float]]:
     """By the service itself."""
     engine: sa.Engine = open_engine(settings.database_url)
     reader = Reader(engine)
-    service = AuditLog(reader, Ledger(engine, boot_id=new_id()))
+    log_signer, cache = signer.load(settings.data), Cache()
+    service = AuditLog(reader, Ledger(engine, log_signer, boot_id=new_id()), log_signer, cache)
     calls.enter(Call(new_id(), "", now(), organization=ORGANIZATION))
     methods: dict[str, Any] = {LIST: service.ListEvents, SUMMARIZE: service.SummarizeEvents}
     measured = await repeat(lambda query, request: methods[query](request, None), times)

@@ -10,6 +10,7 @@ import time
 import click
 
 from lading_agent.errors import AgentError
+from lading_agent.journal import Journal, View
 from lading_agent.runtimes import Runtime
 from lading_agent.settings import Settings, agent_name, check_server, parse_labels, read_token
 
@@ -116,6 +117,7 @@ def run(
         settings = Settings(
             server=server,
             name=agent_name(token, name),
+            organization=token.organization,
             data=data,
             token_file=token_file,
             token_value="" if token_file else token.value,
@@ -126,6 +128,40 @@ def run(
     except AgentError as error:
         click.echo(f"lading agent: {error}", err=True)
         sys.exit(2)
+
+
+@agent.command("forget-log")
+@click.option(
+    "--data",
+    type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False),
+    envvar="LADING_AGENT_DATA",
+    default="lading-agent-data",
+    show_default=True,
+    metavar="DIR",
+    help="The agent's folder; the agent must be stopped.",
+)
+def forget_log(data: pathlib.Path) -> None:
+    """Believe the next audit log that the server shows, whatever this agent saw before.
+
+    An agent refuses a log that does not extend the one it saw: history was rewritten, or the database restored.
+    Only when it was restored, and `lading server accept-rollback` has said so in the log, is this the way on. Prints
+    what the agent knew: the log's key, and the signed checkpoint, which its signer cannot deny.
+    """
+    try:
+        view = asyncio.run(_forget_log(data))
+    except AgentError as error:
+        click.echo(f"lading agent: {error}", err=True)
+        sys.exit(2)
+    click.echo(f"{view.log_key}\n\n{view.checkpoint}" if view is not None else "the agent has seen no log yet")
+
+
+async def _forget_log(data: pathlib.Path) -> View | None:
+    journal = Journal(data)
+    await journal.open()
+    try:
+        return await journal.forget_log()
+    finally:
+        await journal.close()
 
 
 async def _run(settings: Settings, runtime: str, docker_host: str, processes: pathlib.Path | None) -> None:

@@ -13,6 +13,7 @@ from lading_agent.journal import Journal
 from lading_agent.runtimes import Runtime
 from lading_agent.session import LAST_WORDS_WITHIN, Ending, Session
 from lading_agent.settings import Settings
+from lading_agent.witness import Witness
 from lading_agent.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ class Daemon:
         self._settings = settings
         self._runtime = runtime
         self._journal = Journal(settings.data)
-        self._worker = Worker(settings.name, runtime, self._journal)
+        self._witness = Witness(settings.organization, settings.name, self._journal)
+        self._worker = Worker(self._witness, runtime, self._journal)
         self._bulk = Bulk(settings, runtime)
         self._backoff = Backoff()
         self._boot_id = str(uuid.uuid4())
@@ -49,6 +51,7 @@ class Daemon:
         """Raises JournalError or SettingsError when it cannot begin."""
         await self._journal.open()
         try:
+            await self._witness.open()
             await self._runtime.open()
             loop = asyncio.get_running_loop()
             for number in SIGNALS:
@@ -67,7 +70,9 @@ class Daemon:
 
     async def _connect(self) -> None:
         """One session and the wait after it; a stop ends both in order."""
-        session = Session(self._settings, self._boot_id, self._journal, self._worker, self._runtime, self._bulk)
+        session = Session(
+            self._settings, self._boot_id, self._journal, self._witness, self._worker, self._runtime, self._bulk
+        )
         began = time.monotonic()
         life = asyncio.create_task(session.run())
         stop = asyncio.create_task(self._stopping.wait())

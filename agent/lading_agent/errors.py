@@ -37,6 +37,16 @@ class Refused(AgentError):
     code = StatusCode.INVALID_ARGUMENT
 
 
+class Unproven(Refused):
+    """The intent of this command is not proven to be in the audit log."""
+
+    code = StatusCode.DATA_LOSS
+
+
+class LogRefused(Unproven):
+    """The log that the server shows does not extend the one that this agent saw."""
+
+
 class Cancelled(AgentError):
     """The command was cancelled before it began; nothing was done."""
 

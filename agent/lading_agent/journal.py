@@ -1,4 +1,5 @@
-"""The agent's durable memory of commands: SQLite, one writer thread, every write on disk before its caller goes on.
+"""What the agent must not forget: commands, and the log that they come from. SQLite, one writer thread, every write on
+disk before its caller goes on.
 
 Stages of a command, each committed before what it announces happens:
 
@@ -6,7 +7,8 @@ Stages of a command, each committed before what it announces happens:
     executing   the runtime may have been touched; after a crash evidence decides
     ended       the result is known; it is sent until the server says that it is recorded
 
-A row is kept for 7 days after that receipt, so that a late duplicate is answered and not executed.
+A row is kept for 7 days after that receipt, so that a late duplicate is answered and not executed. Of what is forgotten
+then, one time stays: a command that was issued before it, and is not known, may be one of the forgotten and is refused.
 """
 
 import asyncio
@@ -21,19 +23,36 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lading.v1.agent_link_pb2 import Envelope, HeldCommand, Result
+from grpc import StatusCode
+
+from lading.transparency import note
+from lading.v1.agent_link_pb2 import ConnectResponse, Dispatch, Envelope, HeldCommand, Result
 from lading.v1.containers_pb2 import Container
-from lading_agent.errors import JournalError
+from lading_agent.errors import JournalError, Refused
 
 Answer = TypeVar("Answer")
 
 KEEP_US = 7 * 24 * 3600 * 1_000_000
-SCHEMA_VERSION = 1
-SCHEMA = """
+# Evidence: so many refusals of each kind, the newest, and so much of each frame.
+REFUSALS_MAX = 256
+FRAME_BYTES_MAX = 256 * 1024
+SCHEMA_VERSION = 2
+REFUSALS = """
+CREATE TABLE refusals (
+    kind TEXT NOT NULL CHECK (kind IN ('command', 'log')),
+    command TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    frame BLOB NOT NULL,
+    checkpoint TEXT NOT NULL,
+    at INTEGER NOT NULL
+);
+"""
+SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
 CREATE TABLE commands (
     id TEXT PRIMARY KEY,
     envelope BLOB NOT NULL,
+    issued_at INTEGER NOT NULL,
     stage TEXT NOT NULL CHECK (stage IN ('received', 'executing', 'ended')),
     before BLOB,
     result BLOB,
@@ -44,8 +63,16 @@ CREATE TABLE commands (
 );
 CREATE INDEX commands_held ON commands (received_at) WHERE receipted_at IS NULL;
 CREATE INDEX commands_receipted ON commands (receipted_at) WHERE receipted_at IS NOT NULL;
-CREATE TABLE refusals (command TEXT NOT NULL, envelope BLOB NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL);
+{REFUSALS}"""
+UPGRADES = {
+    1: f"""
+ALTER TABLE commands ADD COLUMN issued_at INTEGER NOT NULL DEFAULT 0;
+UPDATE commands SET issued_at = issued_at_of(envelope);
+ALTER TABLE refusals RENAME TO refusals_before;
+{REFUSALS}INSERT INTO refusals SELECT 'command', command, reason, frame_of(envelope), '', at FROM refusals_before;
+DROP TABLE refusals_before;
 """
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,15 @@ class Entry:
     executing_at: int | None
 
 
+@dataclass(frozen=True)
+class View:
+    """The log as the agent saw it last: the key that it pinned, the signed checkpoint, and the tree that this names."""
+
+    log_key: note.Key
+    checkpoint: str
+    tree: note.Checkpoint
+
+
 class Journal:
     """The journal in one folder; `open` first. Every method raises JournalError when the disk refuses."""
 
@@ -66,6 +102,10 @@ class Journal:
         self.folder = folder
         self.id = ""
         self.epoch = 0
+        self.owner = ""
+        # Always what is on disk. None before first contact.
+        self.view: View | None = None
+        self._forgotten_until = -1
         # Receipts wait for the next write: one that a crash loses is asked for again by the next Hello.
         self._receipts: list[tuple[int, str]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
@@ -80,26 +120,48 @@ class Journal:
         await self._run(self._close)
         self._thread.shutdown()
 
-    async def receive(self, envelope: Envelope) -> Entry | None:
-        """Journal a command. Of one that is known already nothing changes, and the answer is what is known."""
+    async def claim(self, owner: str) -> None:
+        """Make it the journal of this agent (`organization/agent`) alone; raises JournalError when it is another's."""
+        if self.owner not in ("", owner):
+            raise JournalError(
+                f"the journal in {self.folder} is that of the agent {self.owner}, this is {owner}: "
+                "give each one its own --data folder"
+            )
+        await self._write(lambda connection: _put(connection, owner=owner))
+        self.owner = owner
+
+    async def keep(self, view: View) -> None:
+        """Persist what was seen of the log."""
+        await self._write(lambda connection: None, view)
+
+    async def receive(self, envelope: Envelope, view: View | None = None) -> Entry | None:
+        """Journal a command, and what was seen of the log with it. Of one that is known already nothing changes, and
+        the answer is what is known. Raises Refused when it may be one of those that were forgotten."""
         data = envelope.SerializeToString(deterministic=True)
+        issued_at = issued_at_of(envelope)
 
         def receive(connection: sqlite3.Connection) -> Entry | None:
             row = connection.execute(f"{SELECT_ENTRY} WHERE id = ?", (envelope.command,)).fetchone()
             if row:
                 return _entry(row)
+            if issued_at <= self._forgotten_until:
+                raise Refused(
+                    "a replay, it seems: it was issued before commands that this agent has done and forgotten, and it "
+                    "may be one of them",
+                    StatusCode.ALREADY_EXISTS,
+                )
             connection.execute(
-                "INSERT INTO commands (id, envelope, stage, received_at) VALUES (?, ?, 'received', ?)",
-                (envelope.command, data, _now_us()),
+                "INSERT INTO commands (id, envelope, issued_at, stage, received_at) VALUES (?, ?, ?, 'received', ?)",
+                (envelope.command, data, issued_at, _now_us()),
             )
             return None
 
-        return await self._write(receive)
+        return await self._write(receive, view)
 
-    async def find(self, command: str) -> Entry | None:
-        """What is known of a command."""
+    async def find(self, envelope: Envelope, view: View | None = None) -> Entry | None:
+        """What is known of a command; what was seen of the log with it is kept."""
         sql = f"{SELECT_ENTRY} WHERE id = ?"
-        row = await self._write(lambda connection: connection.execute(sql, (command,)).fetchone())
+        row = await self._write(lambda connection: connection.execute(sql, (envelope.command,)).fetchone(), view)
         return _entry(row) if row else None
 
     async def begin(self, command: str, before: Container | None) -> None:
@@ -125,14 +187,23 @@ class Journal:
         """The server has recorded the end; durable with the next write."""
         self._receipts.append((_now_us(), command))
 
-    async def refuse(self, envelope: Envelope, reason: str) -> None:
-        """Keep what was refused, and why."""
-        await self._write(
-            lambda connection: connection.execute(
-                "INSERT INTO refusals VALUES (?, ?, ?, ?)",
-                (envelope.command, envelope.SerializeToString(deterministic=True), reason, _now_us()),
+    async def refuse(self, kind: str, command: str, reason: str, frame: bytes, view: View | None = None) -> None:
+        """Keep the evidence of what was refused: the server's frame, why, and the checkpoint that the agent had then.
+        `kind`: `command` or `log`; `view`: what was seen of the log with it and holds."""
+        checkpoint = self.view.checkpoint if self.view is not None else ""
+
+        def refuse(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?)",
+                (kind, command, reason, frame[:FRAME_BYTES_MAX], checkpoint, _now_us()),
             )
-        )
+            connection.execute(
+                "DELETE FROM refusals WHERE kind = ? AND rowid <= "
+                "(SELECT rowid FROM refusals WHERE kind = ? ORDER BY rowid DESC LIMIT 1 OFFSET ?)",
+                (kind, kind, REFUSALS_MAX),
+            )
+
+        await self._write(refuse, view)
 
     async def held(self) -> list[HeldCommand]:
         """Commands without a receipt, oldest first, with their results where there are."""
@@ -153,15 +224,32 @@ class Journal:
     async def raise_epoch(self, epoch: int) -> None:
         """Keep the highest epoch ever seen."""
         self.epoch = max(self.epoch, epoch)
-        await self._write(
-            lambda connection: connection.execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (self.epoch,))
-        )
+        await self._write(lambda connection: _put(connection, epoch=self.epoch))
 
     async def purge(self) -> None:
-        """Forget what got its receipt more than 7 days ago."""
-        await self._write(
-            lambda connection: connection.execute("DELETE FROM commands WHERE receipted_at < ?", (_now_us() - KEEP_US,))
-        )
+        """Forget what got its receipt more than 7 days ago, and remember until when that was issued."""
+        until = _now_us() - KEEP_US
+
+        def purge(connection: sqlite3.Connection) -> None:
+            sql = "SELECT max(issued_at) FROM commands WHERE receipted_at < ?"
+            (issued_at,) = connection.execute(sql, (until,)).fetchone()
+            if issued_at is not None:
+                self._forgotten_until = max(self._forgotten_until, issued_at)
+                _put(connection, forgotten_until=self._forgotten_until)
+                connection.execute("DELETE FROM commands WHERE receipted_at < ?", (until,))
+
+        await self._write(purge)
+
+    async def forget_log(self) -> View | None:
+        """Forget the pinned log, so that the next one that the server shows is believed; what was known is kept as
+        evidence, and returned."""
+        view = self.view
+        if view is not None:
+            await self.refuse("log", "", f"forgotten by hand: {view.log_key}", b"")
+            sql = "DELETE FROM meta WHERE key IN ('log_key', 'checkpoint')"
+            await self._write(lambda connection: connection.execute(sql))
+            self.view = None
+        return view
 
     async def _run(self, work: Callable[[], Answer]) -> Answer:
         try:
@@ -169,15 +257,21 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             raise JournalError(f"the journal in {self.folder} cannot be written ({error}); nothing was done") from error
 
-    async def _write(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Run it in one transaction, with the receipts that wait; committed and synced when this returns."""
+    async def _write(self, work: Callable[[sqlite3.Connection], Answer], view: View | None = None) -> Answer:
+        """Run it in one transaction, with the receipts that wait and what was seen of the log; committed and synced
+        when this returns."""
         receipts, self._receipts = self._receipts, []
 
         def transact() -> Answer:
             assert self._connection is not None, "open() first"
             with self._connection as connection:
                 connection.executemany("UPDATE commands SET receipted_at = ? WHERE id = ?", receipts)
-                return work(connection)
+                if view is not None:
+                    _put(connection, log_key=str(view.log_key), checkpoint=view.checkpoint)
+                answer = work(connection)
+            # Here, where nobody can be cancelled between the disk and this.
+            self.view = view or self.view
+            return answer
 
         try:
             return await self._run(transact)
@@ -198,20 +292,34 @@ class Journal:
         self._connection = connection
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        self._build(connection)
+        meta: dict[str, Any] = dict(connection.execute("SELECT key, value FROM meta"))
+        self.id, self.epoch, self.owner = meta["journal_id"], meta["epoch"], meta.get("owner", "")
+        self._forgotten_until = meta.get("forgotten_until", -1)
+        if meta.get("checkpoint") is not None:
+            try:
+                key = note.parse_key(meta["log_key"])
+                self.view = View(key, meta["checkpoint"], note.open_checkpoint(meta["checkpoint"], key))
+            except note.InvalidNote as error:
+                raise JournalError(
+                    f"the journal in {self.folder} is damaged, its checkpoint does not hold: {error}"
+                ) from None
+
+    def _build(self, connection: sqlite3.Connection) -> None:
+        """Make the tables, or bring those of an older agent up to date; a crash in here leaves what was before."""
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            # One transaction: a crash in here leaves an empty file, which the next start fills.
-            connection.executescript(
-                f"BEGIN; {SCHEMA} INSERT INTO meta VALUES ('journal_id', '{uuid.uuid4()}'), ('epoch', 0);"
-                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-        elif version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise JournalError(
                 f"the journal in {self.folder} has version {version}, this agent knows {SCHEMA_VERSION}: "
                 "update the agent, or give it a new --data folder"
             )
-        meta: dict[str, Any] = dict(connection.execute("SELECT key, value FROM meta"))
-        self.id, self.epoch = meta["journal_id"], meta["epoch"]
+        steps = [f"{SCHEMA} INSERT INTO meta VALUES ('journal_id', '{uuid.uuid4()}'), ('epoch', 0);"]
+        if version > 0:
+            steps = [UPGRADES[each] for each in range(version, SCHEMA_VERSION)]
+            connection.create_function("issued_at_of", 1, lambda data: issued_at_of(Envelope.FromString(data)))
+            connection.create_function("frame_of", 1, _frame_of)
+        if version < SCHEMA_VERSION:
+            connection.executescript(f"BEGIN; {''.join(steps)} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -236,6 +344,19 @@ def _entry(row: tuple[bytes, str, bytes | None, bytes | None, int | None]) -> En
         Result.FromString(result) if result is not None else None,
         executing_at,
     )
+
+
+def issued_at_of(envelope: Envelope) -> int:
+    """When the server recorded it, in microseconds since 1970; the log says the same."""
+    return envelope.issued_at.seconds * 1_000_000 + envelope.issued_at.nanos // 1000
+
+
+def _put(connection: sqlite3.Connection, **meta: Any) -> None:
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(meta.items()))
+
+
+def _frame_of(envelope: bytes) -> bytes:
+    return ConnectResponse(dispatch=Dispatch(envelope=envelope)).SerializeToString()
 
 
 def _now_us() -> int:

@@ -15,15 +15,25 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from lading.v1.agent_link_pb2 import ConnectRequest, ConnectResponse, Drain, Goodbye, Heartbeat, Hello, Welcome
+from lading.v1.agent_link_pb2 import (
+    ConnectRequest,
+    ConnectResponse,
+    Drain,
+    Goodbye,
+    Growth,
+    Heartbeat,
+    Hello,
+    Welcome,
+)
 from lading.v1.agent_link_pb2_grpc import AgentLinkStub
 from lading_agent.bulk import Bulk
-from lading_agent.errors import AgentError, JournalError, SessionBroken
+from lading_agent.errors import AgentError, JournalError, LogRefused, SessionBroken
 from lading_agent.inventory import Inventory
 from lading_agent.journal import Journal
 from lading_agent.link import identity, open_channel
 from lading_agent.runtimes import Runtime
 from lading_agent.settings import Settings
+from lading_agent.witness import Witness
 from lading_agent.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -32,6 +42,7 @@ WELCOME_WITHIN = 60.0
 HEARTBEAT_EVERY = 15.0
 DRAIN_WITHIN = 10.0
 LAST_WORDS_WITHIN = 5.0
+COSIGN_EVERY = 5.0
 
 Call = grpc.aio.StreamStreamCall[ConnectRequest, ConnectResponse]
 
@@ -51,11 +62,19 @@ class Session:
     """Connect once, by `run`; frames go out in the order of `send`, at once or after Welcome."""
 
     def __init__(
-        self, settings: Settings, boot_id: str, journal: Journal, worker: Worker, runtime: Runtime, bulk: Bulk
+        self,
+        settings: Settings,
+        boot_id: str,
+        journal: Journal,
+        witness: Witness,
+        worker: Worker,
+        runtime: Runtime,
+        bulk: Bulk,
     ) -> None:
         self._settings = settings
         self._boot_id = boot_id
         self._journal = journal
+        self._witness = witness
         self._worker = worker
         self._runtime = runtime
         self._bulk = bulk
@@ -65,6 +84,7 @@ class Session:
         self._epoch = 0
         self._sent = 0
         self._processed = 0
+        self._grown = asyncio.Event()
         self._drain: Drain | None = None
         self._call: Call | None = None
         self._fault: BaseException | None = None
@@ -93,6 +113,9 @@ class Session:
                     call.cancel()
         except grpc.aio.AioRpcError as error:
             return self._ending(error)
+        except LogRefused as error:
+            hint = "this agent executes nothing for it; if its database was restored: `lading agent forget-log --help`"
+            return Ending(f"{error}; {hint}", slow=True, lived=True)
         except AgentError as error:
             return Ending(str(error), lived=self._epoch > 0)
         except TimeoutError:
@@ -121,8 +144,21 @@ class Session:
         self._start(self._write_frames(call))
         self._start(self._beat(first.welcome))
         self._start(self._inventory.run())
-        while isinstance(frame := await call.read(), ConnectResponse):
-            await self._take(frame)
+        self._start(self._cosign())
+        try:
+            while isinstance(frame := await call.read(), ConnectResponse):
+                await self._take(frame)
+        except LogRefused as error:
+            await self._break_off(call, str(error))
+            raise
+
+    async def _break_off(self, call: Call, reason: str) -> None:
+        """Tell a server that cannot be believed why, and take nothing from it any more."""
+        self.leave(reason)
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+            async with asyncio.timeout(LAST_WORDS_WITHIN):
+                while isinstance(await call.read(), ConnectResponse):
+                    pass
 
     async def _compose_hello(self) -> Hello:
         try:
@@ -137,6 +173,8 @@ class Session:
             held=await self._journal.held(),
             runtime=await self._runtime.title(),
             labels=self._settings.labels,
+            tree_size=self._witness.size,
+            witness_key=str(self._witness.key),
         )
         hello.agent_time.GetCurrentTime()
         return hello
@@ -162,6 +200,8 @@ class Session:
         kind = frame.WhichOneof("frame")
         if kind == "dispatch":
             await self._worker.receive(frame.dispatch)
+        elif kind == "growth":
+            await self._observe(frame.growth)
         elif kind == "cancel":
             self._worker.cancel(frame.cancel.command)
         elif kind == "result_receipt":
@@ -175,7 +215,27 @@ class Session:
             self._start(self._follow_drain(frame.drain))
         else:
             self._skip("unknown", frame)
+        if kind in ("dispatch", "growth") and self._witness.size > 0:
+            self._grown.set()
         self._processed = frame.seq
+
+    async def _observe(self, growth: Growth) -> None:
+        """Check what the server shows of the log, and keep it; raises LogRefused, with the evidence in the journal."""
+        try:
+            await self._journal.keep(self._witness.check(growth))
+        except LogRefused as error:
+            log.error("the log: refused: %s", error)
+            with contextlib.suppress(JournalError):
+                await self._journal.refuse("log", "", str(error), ConnectResponse(growth=growth).SerializeToString())
+            raise
+
+    async def _cosign(self) -> None:
+        """The newest tree that is on disk, at most every 5 s."""
+        while True:
+            await self._grown.wait()
+            self._grown.clear()
+            self.send(ConnectRequest(witness_signature=self._witness.cosign()))
+            await asyncio.sleep(COSIGN_EVERY)
 
     def _skip(self, why: str, frame: ConnectResponse) -> None:
         self.skipped[why] += 1
@@ -240,6 +300,8 @@ def read_ending(error: grpc.aio.AioRpcError, lived: bool) -> Ending:
         return Ending(f"the server does not accept this agent's token: {details}", wait, slow=True, lived=lived)
     if code == StatusCode.PERMISSION_DENIED:
         return Ending(f"the server does not let this agent in: {details}", wait, slow=True, lived=lived)
+    if code == StatusCode.FAILED_PRECONDITION:
+        return Ending(f"the server does not serve this agent as it is: {details}", wait, slow=True, lived=lived)
     if code == StatusCode.ABORTED:
         words = f"a newer session of this agent took over; is another agent running with its token? {details}"
         return Ending(words, wait, slow=True, lived=lived)

@@ -16,6 +16,7 @@ class Token:
 
     value: str
     subject: str
+    organization: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Settings:
 
     server: str
     name: str
+    organization: str
     data: pathlib.Path
     token_file: pathlib.Path | None = None
     token_value: str = field(default="", repr=False)
@@ -31,8 +33,14 @@ class Settings:
     ca: pathlib.Path | None = None
 
     def token(self) -> str:
-        """The token to present now; raises SettingsError when its file cannot be read or holds none."""
-        return read_token(self.token_file, self.token_value).value
+        """The token to present now; raises SettingsError when its file cannot be read or holds none of this agent."""
+        token = read_token(self.token_file, self.token_value)
+        if (token.organization, token.subject) != (self.organization, self.name):
+            raise SettingsError(
+                f"{self.token_file} holds the token of {token.organization}/{token.subject} now, "
+                f"this agent is {self.organization}/{self.name}"
+            )
+        return token.value
 
 
 def read_token(file: pathlib.Path | None, value: str) -> Token:
@@ -51,10 +59,12 @@ def read_token(file: pathlib.Path | None, value: str) -> Token:
     try:
         payload = value.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        subject = claims["sub"]
+        subject, organization = claims["sub"], claims["org"]
     except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
-        raise SettingsError("the token is not a JWT with a subject: copy it again, whole and without quotes") from None
-    return Token(value, str(subject))
+        raise SettingsError(
+            "the token is not a JWT with a subject and an organization: copy it again, whole and without quotes"
+        ) from None
+    return Token(value, str(subject), str(organization))
 
 
 def agent_name(token: Token, asked: str | None) -> str:

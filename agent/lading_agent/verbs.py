@@ -67,7 +67,15 @@ def grace_of(envelope: Envelope) -> float:
     return max(0.0, envelope.arguments.grace.ToTimedelta().total_seconds())
 
 
+def action_of(envelope: Envelope) -> str:
+    """The command's action, as the audit log names it: `container.start`, `image.pull`."""
+    return f"{'image' if envelope.verb == VERB_PULL else 'container'}.{_name(envelope)}"
+
+
 def words(envelope: Envelope) -> str:
     """The command for a log line: `start web-1`, `pull web:1.30`."""
-    verb = Verb.Name(envelope.verb).removeprefix("VERB_").lower() if envelope.verb in KNOWN else f"verb {envelope.verb}"
-    return f"{verb} {envelope.container or envelope.arguments.image}"
+    return f"{_name(envelope)} {envelope.container or envelope.arguments.image}"
+
+
+def _name(envelope: Envelope) -> str:
+    return Verb.Name(envelope.verb).removeprefix("VERB_").lower() if envelope.verb in KNOWN else f"verb {envelope.verb}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from grpc import StatusCode
 
-from lading.v1.agent_link_pb2 import Acknowledge, ConnectRequest, Dispatch, Envelope, Result
+from lading.v1.agent_link_pb2 import Acknowledge, ConnectRequest, ConnectResponse, Dispatch, Envelope, Result
 from lading.v1.commands_pb2 import (
     COMMAND_STATE_CANCELLED,
     COMMAND_STATE_FAILED,
@@ -19,13 +19,23 @@ from lading.v1.commands_pb2 import (
     Precondition,
 )
 from lading.v1.containers_pb2 import Container
-from lading_agent.admission import admit
-from lading_agent.errors import AgentError, Cancelled, InDoubt, JournalError, Refused, RuntimeFailure
+from lading_agent.admission import admit, read_envelope
+from lading_agent.errors import (
+    AgentError,
+    Cancelled,
+    InDoubt,
+    JournalError,
+    LogRefused,
+    Refused,
+    RuntimeFailure,
+    Unproven,
+)
 from lading_agent.evidence import Verdict
 from lading_agent.inquiry import Inquiry
-from lading_agent.journal import Entry, Journal
+from lading_agent.journal import Entry, Journal, View
 from lading_agent.runtimes import Runtime, find
 from lading_agent.verbs import BREAKABLE, MAKING, perform, words
+from lading_agent.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +63,9 @@ class Job:
 class Worker:
     """The agent's hands. `send` takes frames for the session of the moment; what it drops is in the journal."""
 
-    def __init__(self, agent: str, runtime: Runtime, journal: Journal, inquiry: Inquiry | None = None) -> None:
-        self.agent = agent
+    def __init__(self, witness: Witness, runtime: Runtime, journal: Journal, inquiry: Inquiry | None = None) -> None:
         self.send: Callable[[ConnectRequest], None] = lambda frame: None
+        self._witness = witness
         self._runtime = runtime
         self._journal = journal
         self._inquiry = inquiry or Inquiry(runtime)
@@ -76,18 +86,26 @@ class Worker:
                 self._queue(Job(entry.envelope, begun=entry, before=entry.before))
 
     async def receive(self, dispatch: Dispatch) -> None:
-        """Take a command: when this returns, it is journalled and acknowledged, or refused."""
-        envelope = dispatch.envelope
+        """Take a command: when this returns, it is journalled and acknowledged, or refused.
+
+        Raises LogRefused, after refusing it, when the log that it came with does not extend the one this agent saw;
+        SessionBroken, and it is neither taken nor refused, when frames before it were lost.
+        """
+        envelope, view = read_envelope(dispatch), None
         try:
-            admit(dispatch, self.agent)
-            looking = self._journal.find(envelope.command) if self._closing else self._journal.receive(envelope)
-            known = await looking
+            view = self._witness.check(dispatch.growth)
+            admit(dispatch, envelope, view.tree, self._witness.organization, self._witness.agent)
+            # What was seen of the log is on disk together with the command, before anything acts on it.
+            take = self._journal.find if self._closing else self._journal.receive
+            known = await take(envelope, view)
             if known is None and self._closing:
                 raise Refused(self._closing, StatusCode.UNAVAILABLE)
             if known is not None and known.envelope != envelope:
                 raise Refused("another command had this id", StatusCode.ALREADY_EXISTS)
         except (Refused, JournalError) as error:
-            await self._refuse(envelope, error)
+            await self._refuse(dispatch, envelope, view, error)
+            if isinstance(error, LogRefused):
+                raise
             return
         if known is None:
             self._queue(Job(envelope))
@@ -268,10 +286,13 @@ class Worker:
         except (AgentError, TimeoutError):
             return None
 
-    async def _refuse(self, envelope: Envelope, error: AgentError) -> None:
-        log.warning("%s: refused: %s", words(envelope), error)
+    async def _refuse(self, dispatch: Dispatch, envelope: Envelope, view: View | None, error: AgentError) -> None:
+        level = logging.ERROR if isinstance(error, Unproven) else logging.WARNING
+        log.log(level, "%s: refused: %s", words(envelope), error)
+        kind = "log" if isinstance(error, LogRefused) else "command"
+        frame = ConnectResponse(dispatch=dispatch).SerializeToString()
         try:
-            await self._journal.refuse(envelope, str(error))
+            await self._journal.refuse(kind, envelope.command, str(error), frame, view)
         except JournalError as failure:
             log.error("%s", failure)
         verdict = Verdict(COMMAND_STATE_REJECTED, error.code, EXECUTED)

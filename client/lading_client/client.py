@@ -28,6 +28,7 @@ from lading_client.paging import pages
 from lading_client.requests import How
 from lading_client.stubs import Terms, bind
 from lading_client.tail import Tail
+from lading_client.verify import receipts
 
 if TYPE_CHECKING:
     from lading.v1.access_pb2_grpc import AccessAsyncStub
@@ -127,6 +128,13 @@ class Client:
         """All or none, at most 500; indexes in the same order."""
         return self.audit.RecordEvents(audit_log_pb2.RecordEventsRequest(events=events)).indexes
 
+    def receipt(self, operation: str) -> str:
+        """A proof that an event, or the end of an operation, is in the log: the text of a `.tlog-proof`.
+
+        It stands alone: `lading audit verify --file` checks it, `lading_client.verify.receipts.verify` too.
+        """
+        return receipts.write(self.audit.GetReceipt(audit_log_pb2.GetReceiptRequest(id=operation)))
+
     def tail(self, filter: EventFilter | None = None, *, from_index: int | None = None) -> Iterator[Event]:
         """Events as they are committed, without gap or repeat also over lost connections. Never ends by itself."""
         tail = Tail(filter or EventFilter(), from_index)
@@ -225,6 +233,9 @@ class AsyncClient:
 
     async def record_all(self, events: Sequence[audit_log_pb2.NewEvent]) -> Sequence[int]:
         return (await self.audit.RecordEvents(audit_log_pb2.RecordEventsRequest(events=events))).indexes
+
+    async def receipt(self, operation: str) -> str:
+        return receipts.write(await self.audit.GetReceipt(audit_log_pb2.GetReceiptRequest(id=operation)))
 
     async def tail(self, filter: EventFilter | None = None, *, from_index: int | None = None) -> AsyncIterator[Event]:
         tail = Tail(filter or EventFilter(), from_index)

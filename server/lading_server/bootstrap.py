@@ -11,14 +11,14 @@ import pwd
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from lading_server import diff, errors, tokens
+from lading_server import diff, errors, signer, tokens
 from lading_server.clock import new_id, now
 from lading_server.event import SYSTEM, Actor, ActorType, Event, Outcome, Stage
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Transaction
 from lading_server.roles import Role
 from lading_server.settings import ISSUER, InvalidSettings, Settings
-from lading_server.store import access, database
+from lading_server.store import access, database, tiles
 
 R = TypeVar("R")
 ACTOR_ID = "lading-server"
@@ -26,6 +26,10 @@ ACTOR_ID = "lading-server"
 
 class AlreadyInitialized(errors.Error):
     """The database is initialized already: `lading server run` serves it, `lading server token` makes a new token."""
+
+
+class NothingToAccept(errors.FailedPrecondition):
+    """The log extends what was signed of it: there is nothing to accept."""
 
 
 class NoAdmin(errors.Error):
@@ -45,6 +49,7 @@ def migrate(settings: Settings) -> str:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as failure:
         raise InvalidSettings(f"--data {settings.data}: {failure.strerror}") from None
+    signer.create(settings.data)
     with _engine(settings) as engine, database.reachable():
         return database.migrate(engine)
 
@@ -89,6 +94,42 @@ def issue_token(settings: Settings, organization: str, subject: str, email: str,
         return tokens.sign(key, claims, settings.audience)
 
     return _commit(settings, (organization,), apply)
+
+
+def accept_rollback(settings: Settings, organization: str, reason: str) -> tuple[int, int]:
+    """Go on with a log that went back; returns its size, and that which was signed. Recorded there and in `system`.
+
+    A crash before the last line leaves the records and a log that is refused as before: the same command goes on.
+    Raises NothingToAccept, NoLogKey, BadKey, WrongRevision, StoreUnavailable, LedgerUnavailable; RolledBack when the
+    log `system` must be accepted first.
+    """
+    check(settings)
+    log_signer = signer.load(settings.data)
+    with _engine(settings) as engine, database.reachable(), engine.connect() as connection:
+        edge = tiles.read_edge(connection, organization)
+
+        def prove(first: int, size: int) -> tuple[bytes, ...]:
+            return tiles.consistency(connection, organization, tiles.Cache(), first, size)
+
+        try:
+            log_signer.check(organization, edge.size, edge.root(), prove)
+        except signer.RolledBack:
+            was = log_signer.accept(organization, edge.size, edge.root())
+        else:
+            raise NothingToAccept
+    assert was is not None, "what was never signed cannot go back"
+    signed, found = ({"size": one.size, "root": one.root.hex()} for one in (was, signer.Signed(edge.size, edge.root())))
+    made = diff.change("logs", organization, was=signed, value=found)
+
+    def apply(transaction: Transaction) -> None:
+        event = _event(organization, "log.rollback.accept", ("log", organization), reason, made)
+        transaction.append(event)
+        if organization != SYSTEM:
+            transaction.append(_event(SYSTEM, event.action, event.targets[0], reason, made, event.operation))
+
+    _commit(settings, tuple({organization, SYSTEM}), apply, log_signer)
+    log_signer.keep(organization)
+    return edge.size, was.size
 
 
 def _begin(transaction: Transaction, organization: str, admin: str) -> str:
@@ -162,9 +203,14 @@ def _engine(settings: Settings) -> Iterator[Any]:
         engine.dispose()
 
 
-def _commit(settings: Settings, organizations: tuple[str, ...], apply: Callable[[Transaction], R]) -> R:
+def _commit(
+    settings: Settings,
+    organizations: tuple[str, ...],
+    apply: Callable[[Transaction], R],
+    log_signer: signer.Signer | None = None,
+) -> R:
     async def commit(engine: Any) -> R:
-        ledger = Ledger(engine, boot_id=new_id())
+        ledger = Ledger(engine, log_signer or signer.load(settings.data), boot_id=new_id())
         ledger.start()
         try:
             return await ledger.commit(organizations, apply)

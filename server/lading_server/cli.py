@@ -16,6 +16,7 @@ from lading_server.settings import AUDIENCE, DATA, LISTEN, InvalidSettings, Sett
 FAILED, USAGE, UNREACHABLE = 1, 2, 7
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LIFETIME_DAYS_MAX = 366
+REASON_MAX = 1_000
 
 
 class Commands(click.Group):
@@ -208,6 +209,29 @@ def token(data: pathlib.Path, database: str, audience: str, org: str, subject: s
 
     settings = _settings(data=data, database=database, audience=audience)
     click.echo(bootstrap.issue_token(settings, org, subject, email, lifetime))
+
+
+@server.command("accept-rollback")
+@data_option
+@database_option
+@click.option("--org", required=True, callback=organization_name, help="Organization whose log went back.")
+@click.option("--reason", required=True, help="Why; recorded.")
+def accept_rollback(data: pathlib.Path, database: str, org: str, reason: str) -> None:
+    """Go on with a database that was restored from a backup, after the newer one is lost for good. Recorded.
+
+    The server refuses a log that does not extend what it signed of it. Stop the server first. Agents that saw the
+    lost part refuse the log all the same, and say so: they cannot be told by the one whom they watch.
+
+    \b
+    Example:
+      lading server accept-rollback --org acme --reason 'disk of db-1 died, backup of 03:00 restored'
+    """
+    from lading_server import bootstrap
+
+    if not reason.strip() or len(reason) > REASON_MAX:
+        raise click.BadParameter(f"must have 1 to {REASON_MAX} characters", param_hint="'--reason'")
+    size, signed = bootstrap.accept_rollback(_settings(data=data, database=database), org, reason)
+    click.echo(f"the log of {org} goes on from {size} entries, although {signed} were signed", err=True)
 
 
 def _settings(**options: Any) -> Settings:

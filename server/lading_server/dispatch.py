@@ -10,6 +10,7 @@ next Hello brings it.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lading_server import errors, names
@@ -20,7 +21,7 @@ from lading_server.ends import End, event_of, record_end
 from lading_server.errors import Code
 from lading_server.event import Stage
 from lading_server.ledger.ledger import Ledger
-from lading_server.ledger.transaction import Transaction
+from lading_server.ledger.transaction import Proof, Sight, Transaction
 from lading_server.orders import Order, check_same, record_order
 from lading_server.sessions import WINDOW, Session, Sessions
 from lading_server.store import agents, commands
@@ -38,14 +39,32 @@ RESEND_MICROSECONDS = 10_000_000
 R = TypeVar("R")
 
 
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A command on its way to an agent, with the proof that its intent is in the log."""
+
+    row: Row
+    proof: Proof
+
+
 class Dispatcher:
-    """The one place that changes the state of commands. `frame` makes the message that carries a command."""
+    """The one place that changes the state of commands.
+
+    `seal` makes the bytes of a command that the agent gets, from its columns; `frame` makes the message that carries
+    them with their proof, or the proof of the tree alone when there is no command.
+    """
 
     def __init__(
-        self, ledger: Ledger, reader: Reader, sessions: Sessions, frame: Callable[[Row], Any], clock: Clock = now
+        self,
+        ledger: Ledger,
+        reader: Reader,
+        sessions: Sessions,
+        seal: Callable[[dict[str, Any], bytes], bytes],
+        frame: Callable[[Row | None, Proof], Any],
+        clock: Clock = now,
     ) -> None:
         self._ledger, self._reader, self._sessions = ledger, reader, sessions
-        self._frame, self._clock = frame, clock
+        self._seal, self._frame, self._clock = seal, frame, clock
         self._waiting: dict[str, set[asyncio.Future[Row]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -69,25 +88,27 @@ class Dispatcher:
             session.queued += not direct
         made = False
 
-        def apply(transaction: Transaction) -> Row:
+        def apply(transaction: Transaction) -> tuple[Row, Proof | None]:
             nonlocal made
             made = False
             known = commands.get_by_request(transaction.connection, organization, call.actor.id, order.request_id)
             if known is not None:
                 check_same(known, order)
-                return known
+                return known, None
             agent = check_agent(agents.get(transaction.connection, organization, order.agent), order.agent)
             made = True
             # Once a newer session has begun this one is fenced: then the newer one sends it.
-            current = session is not None and direct and session.epoch == agent.epoch
-            return record_order(transaction, call, order, agent.epoch if current else None)
+            to = None
+            if session is not None and direct and session.epoch == agent.epoch:
+                to = (agent.epoch, session.sight)
+            return record_order(transaction, call, order, self._seal, to)
 
-        def withdraw(row: Row) -> None:
+        def withdraw(late: tuple[Row, Proof | None]) -> None:
             if made:
-                self._withdraw(row)
+                self._withdraw(*late, session)
 
         try:
-            row = await self._ledger.commit((organization,), apply, late=withdraw)
+            row, proof = await self._ledger.commit((organization,), apply, late=withdraw)
         except BaseException:
             if session is not None:
                 session.credit += direct
@@ -97,8 +118,11 @@ class Dispatcher:
         call.details["command"] = names.command_name(row.id)
         if session is not None:
             session.queued -= not direct
-            if direct and made and row.state == State.DISPATCHED:
-                self._spawn(session.send(self._frame(row)))
+            if proof is not None and not proof.checkpoint:
+                self._withdraw(row, proof, session)
+                raise errors.LedgerUnavailable("the log cannot be signed now, so nothing was sent: try again")
+            if proof is not None:
+                self._spawn(session.show(self._frame(row, proof), proof.turn))
                 return row
             session.credit += direct
         newest = self._sessions.get(organization, order.agent)
@@ -122,8 +146,13 @@ class Dispatcher:
                 metadata={"agent": agent},
             )
 
-    def _withdraw(self, row: Row) -> None:
+    def _withdraw(self, row: Row, proof: Proof | None, session: Session | None) -> None:
         """The intent came to disk after its caller was told that nothing happened: then nothing must."""
+        if proof is not None and session is not None:
+            if proof.checkpoint:
+                self._spawn(session.show(self._frame(None, proof), proof.turn))  # later proofs go on from this tree
+            else:
+                session.end(errors.Stopping("the log cannot be signed now"))
         if row.state not in ENDS:
             end = End(State.CANCELLED, Code.UNAVAILABLE, "its caller was told UNAVAILABLE", "never sent")
             self._spawn(self._settle(row.organization, row.id, end))
@@ -158,7 +187,7 @@ class Dispatcher:
             while session.backlog and session.credit > 0 and not session.draining and session.failure is None:
                 limit = session.credit
 
-                def take(transaction: Transaction, limit: int = limit) -> list[Row]:
+                def take(transaction: Transaction, limit: int = limit) -> list[Sending]:
                     found = commands.take_pending(
                         transaction.connection,
                         session.organization,
@@ -167,18 +196,41 @@ class Dispatcher:
                         limit,
                         transaction.recorded_at,
                     )
-                    return list(found)
+                    return [prove_again(transaction, row, session) for row in found]
 
                 session.backlog = False  # who queues another one meanwhile sets it again
-                rows = await self._ledger.commit((), take)
-                session.backlog = session.backlog or len(rows) == limit
-                session.credit -= len(rows)
-                for row in rows:
-                    await session.send(self._frame(row))
+                taken = await self._ledger.commit((session.organization,), take)
+                session.backlog = session.backlog or len(taken) == limit
+                session.credit -= len(taken)
+                await self._send(session, taken)
         except errors.Error:
             session.backlog = True  # the next heartbeat wakes it again
         finally:
             session.flushing = False
+
+    async def _send(self, session: Session, taken: list[Sending]) -> None:
+        for one in taken:
+            if not one.proof.checkpoint:
+                # Marked DISPATCHED and never sent: the next session's Hello shows that, and it is sent again.
+                session.end(errors.Stopping("the log cannot be signed now"))
+                return
+            await session.show(self._frame(one.row, one.proof), one.proof.turn)
+
+    async def _send_again(self, session: Session, row: Row) -> None:
+        def prove(transaction: Transaction) -> list[Sending]:
+            return [prove_again(transaction, row, session)]
+
+        await self._send(session, await self._ledger.commit((session.organization,), prove))
+
+    async def show_growth(self, session: Session) -> None:
+        """Show the agent the tree as it is now, for it to check and to cosign."""
+
+        def look(transaction: Transaction) -> Proof:
+            return transaction.prove_again(session.organization, -1, session.sight)
+
+        proof = await self._ledger.commit((session.organization,), look)
+        grown = proof.checkpoint and proof.size > proof.extends
+        await session.show(self._frame(None, proof) if grown else None, proof.turn)
 
     async def acknowledge(self, session: Session, command: str, agent_time: int | None) -> None:
         """The agent has journalled a command: it is STARTED."""
@@ -252,13 +304,14 @@ class Dispatcher:
         epoch: int,
         held: dict[str, End | None],
         same_journal: bool,
-    ) -> tuple[list[Row], list[Row], int]:
+        sight: Sight,
+    ) -> tuple[list[Sending], list[Row], int]:
         """Settle what the agent's journal tells at the begin of a session. Runs in the unit that raises the epoch.
 
         `held`: commands in the journal, with their end if they have one. Returns the commands to send again, those that
         were settled, and how many are in the agent's hands.
         """
-        resend: list[Row] = []
+        resend: list[Sending] = []
         settled: list[Row] = []
         in_hand = 0
         for row in commands.list_unsettled(transaction.connection, organization, agent):
@@ -269,7 +322,8 @@ class Dispatcher:
                 if not same_journal or row.acknowledged_at is not None:
                     end = End(State.UNKNOWN, Code.UNKNOWN, "the agent's journal does not hold it", "journal")
                 elif row.state == State.DISPATCHED and row.deliver_by > transaction.recorded_at:
-                    resend.append(commands.renew(transaction.connection, row.id, epoch))
+                    again = commands.renew(transaction.connection, row.id, epoch)
+                    resend.append(Sending(again, transaction.prove_again(organization, row.event_index, sight)))
                     continue
                 else:
                     end = End(State.FAILED, Code.UNAVAILABLE, "it never reached the agent", "journal")
@@ -283,12 +337,12 @@ class Dispatcher:
             self._acknowledge(transaction, organization, agent, row.id, epoch, None)
         return resend, settled, in_hand + len(resend)
 
-    def resume(self, session: Session, resend: list[Row], settled: list[Row]) -> None:
+    def resume(self, session: Session, resend: list[Sending], settled: list[Row]) -> None:
         """After `reconcile` is committed: send again, and answer those who wait."""
         for row in settled:
             self._resolve(row)
-        for row in resend:
-            self._spawn(session.send(self._frame(row)))
+        # The agent sees the log before anything else of it: the first time, it pins the log's key.
+        self._spawn(self._send(session, resend) if resend else self.show_growth(session))
         self.wake(session)
 
     async def sweep(self) -> None:
@@ -321,7 +375,7 @@ class Dispatcher:
             session = self._sessions.get(row.organization, row.agent)
             if session is not None and session.epoch == row.epoch and row.id not in session.resent:
                 session.resent.add(row.id)  # once: an agent that has it knows it by its id, and takes it no second time
-                self._spawn(session.send(self._frame(row)))
+                self._spawn(self._send_again(session, row))
 
     async def cancel(self, call: Call, command: str) -> tuple[Row, Session | None]:
         """Cancel a command that was not dispatched; for one in flight, return the session to ask.
@@ -366,6 +420,11 @@ class Dispatcher:
         if failure is not None and not isinstance(failure, errors.Error):
             # The stream broke under a frame: the agent's next Hello tells what it has, and that settles it.
             log.info("a frame was not sent: %s", failure or type(failure).__name__)
+
+
+def prove_again(transaction: Transaction, row: Row, session: Session) -> Sending:
+    """A command that waited, with the proof of its intent in the tree as it is now."""
+    return Sending(row, transaction.prove_again(row.organization, row.event_index, session.sight))
 
 
 def check_agent(row: agents.Row | None, agent: str) -> agents.Row:

@@ -77,6 +77,12 @@ class NotFound(Error):
     code = Code.NOT_FOUND
 
 
+class OutOfRange(Error):
+    """The log does not go that far."""
+
+    code = Code.OUT_OF_RANGE
+
+
 class UnknownMethod(Error):
     """The server has no such method: check the client's version against the server's."""
 

@@ -1,6 +1,8 @@
 """What a caller asks of an agent, and how it is recorded: its row and its intent, in one transaction."""
 
+import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from lading_server.clock import new_id
 from lading_server.commands import State
 from lading_server.ends import target_of
 from lading_server.event import Event, Outcome, Stage
-from lading_server.ledger.transaction import Transaction
+from lading_server.ledger.transaction import Proof, Sight, Transaction
 from lading_server.store import commands
 from lading_server.store.commands import Row
 
@@ -33,9 +35,20 @@ class Order:
     detach: bool
 
 
-def record_order(transaction: Transaction, call: Call, order: Order, epoch: int | None) -> Row:
-    """Make the command, DISPATCHED in this epoch or PENDING for None, with its intent in the log of the caller."""
+def record_order(
+    transaction: Transaction,
+    call: Call,
+    order: Order,
+    seal: Callable[[dict[str, Any], bytes], bytes],
+    to: tuple[int, Sight] | None,
+) -> tuple[Row, Proof | None]:
+    """Make the command with its intent in the log of the caller: PENDING, or DISPATCHED `to` a session.
+
+    The session is given by its epoch and what its agent was shown of the log; then the proof of the intent is for it.
+    `seal` makes the bytes that the agent gets, from the command's columns and arguments.
+    """
     at = transaction.recorded_at
+    epoch = None if to is None else to[0]
     command = new_id()
     actor = call.actor
     values: dict[str, Any] = {
@@ -44,7 +57,6 @@ def record_order(transaction: Transaction, call: Call, order: Order, epoch: int 
         "agent": order.agent,
         "container": order.container,
         "verb": order.verb,
-        "arguments": order.arguments,
         "arguments_shown": order.arguments_shown,
         "fingerprint": fingerprint_of(command, order),
         "precondition": order.precondition,
@@ -70,7 +82,13 @@ def record_order(transaction: Transaction, call: Call, order: Order, epoch: int 
         "evidence": "",
         "container_id": "",
     }
-    details = {"deliver_by": values["deliver_by"], "execute_within_us": order.execute_within}
+    values["envelope"] = seal(values, order.arguments)
+    details = {
+        "deliver_by": values["deliver_by"],
+        "execute_within_us": order.execute_within,
+        # What the agent holds the bytes against: it executes nothing else than what is recorded here.
+        "envelope": base64.b64encode(hashlib.sha256(values["envelope"]).digest()).decode(),
+    }
     if "request" in call.details:
         details["request"] = call.details["request"]
     intent = Event(
@@ -91,7 +109,9 @@ def record_order(transaction: Transaction, call: Call, order: Order, epoch: int 
         source=call.user_agent,
         details=details,
     )
-    return commands.insert(transaction.connection, {**values, "event_index": transaction.append(intent)})
+    proof = None if to is None else transaction.prove(intent, to[1])
+    index = transaction.append(intent) if proof is None else proof.index
+    return commands.insert(transaction.connection, {**values, "event_index": index}), proof
 
 
 def check_same(known: Row, order: Order) -> None:

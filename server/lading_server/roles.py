@@ -20,7 +20,7 @@ _VIEWER = frozenset({"container.read", "container.logs", "command.read", "agent.
 _AUDITOR = _VIEWER | {"audit.export", "access.read"}
 _OPERATOR = _VIEWER | {"container.operate", "agent.operate"}
 _RECORDER = frozenset({"audit.record"})
-_ADMIN = _AUDITOR | _OPERATOR | _RECORDER | {"agent.admin", "access.admin"}
+_ADMIN = _AUDITOR | _OPERATOR | _RECORDER | {"agent.admin", "access.admin", "audit.erase"}
 
 GRANTS: dict[int, frozenset[str]] = {
     Role.VIEWER: _VIEWER,

@@ -2,6 +2,7 @@
 nothing that was answered is lost."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import pathlib
@@ -22,13 +23,15 @@ from lading.v1 import (
     commands_pb2_grpc,
     containers_pb2_grpc,
 )
-from lading_server import errors, tokens
+from lading_server import errors, signer, tokens
+from lading_server.boots import Boot
 from lading_server.clock import new_id
 from lading_server.dispatch import Dispatcher
 from lading_server.identity import Identity, verifier_of
 from lading_server.interceptors.audit import Audit
 from lading_server.interceptors.methods import methods_of
 from lading_server.ledger import counts
+from lading_server.ledger.checkpoints import Checkpoints
 from lading_server.ledger.ledger import Ledger
 from lading_server.relay import Relays
 from lading_server.services.access import Access
@@ -37,11 +40,12 @@ from lading_server.services.agents import Agents
 from lading_server.services.audit_log import AuditLog
 from lading_server.services.commands import Commands
 from lading_server.services.containers import Containers
-from lading_server.services.resources import dispatch_of
+from lading_server.services.resources import Frames, seal
 from lading_server.sessions import Sessions
 from lading_server.settings import Settings
 from lading_server.store.database import open_engine
 from lading_server.store.reader import Reader
+from lading_server.store.tiles import Cache
 
 log = logging.getLogger(__name__)
 
@@ -85,22 +89,36 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tasks: list[asyncio.Task[Any]] = []
+        self._ending = contextlib.AsyncExitStack()
+        """Ends what was begun, in the other order: no event comes after that of the stop."""
         self.address = ""
         """HOST:PORT it listens on, once started."""
 
     async def start(self) -> None:
-        """Serve. Raises what `tokens.load_key` raises, MissingRule, and CannotListen."""
+        """Serve. Raises what `tokens.load_key` and `signer.load` raise, RolledBack, MissingRule, and CannotListen."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._ending.aclose()
+            raise
+
+    async def _start(self) -> None:
         settings = self._settings
         key = tokens.load_key(settings.data)
-        self._engine = open_engine(settings.database_url)
-        self._reader = Reader(self._engine)
-        self._ledger = Ledger(self._engine, boot_id=new_id())
+        cache, log_signer = Cache(), signer.load(settings.data)
+        engine = open_engine(settings.database_url)
+        self._ending.callback(engine.dispose)
+        self._reader = Reader(engine)
+        self._ending.push_async_callback(asyncio.to_thread, self._reader.close)
+        self._ledger = Ledger(engine, log_signer, boot_id=new_id(), cache=cache)
         self._ledger.start()
+        self._ending.push_async_callback(self._ledger.close)
+        await self._check_logs(log_signer)
         self._identity = Identity(verifier_of(settings, key), self._reader, development=settings.development)
         self._ledger.on_commit(self._identity.committed)
         sessions, relays = Sessions(), Relays()
-        dispatcher = Dispatcher(self._ledger, self._reader, sessions, dispatch_of)
-        self._agent_link = AgentLink(self._ledger, dispatcher, sessions, relays)
+        dispatcher = Dispatcher(self._ledger, self._reader, sessions, seal, Frames(log_signer).show)
+        self._agent_link = AgentLink(self._ledger, dispatcher, sessions, relays, log_signer)
         self._audit = self._make_audit()
         self._grpc = grpc.aio.server(interceptors=(self._audit,), options=OPTIONS)
         agent_link_pb2_grpc.add_AgentLinkServicer_to_server(self._agent_link, self._grpc)
@@ -109,7 +127,9 @@ class Server:
         )
         commands_pb2_grpc.add_CommandsServicer_to_server(Commands(dispatcher, self._reader, sessions), self._grpc)
         agents_pb2_grpc.add_AgentsServicer_to_server(Agents(self._reader, sessions), self._grpc)
-        audit_log_pb2_grpc.add_AuditLogServicer_to_server(AuditLog(self._reader, self._ledger), self._grpc)
+        audit_log_pb2_grpc.add_AuditLogServicer_to_server(
+            AuditLog(self._reader, self._ledger, log_signer, cache), self._grpc
+        )
         access_pb2_grpc.add_AccessServicer_to_server(
             Access(self._reader, self._identity, key, settings.audience), self._grpc
         )
@@ -117,14 +137,34 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((*SERVICES, *OTHERS), self._grpc)
         await self._identity.start()
+        self._ending.push_async_callback(self._identity.close)
         self.address = self._listen()
+        checkpoints = Checkpoints(self._ledger)
+        self._ending.push_async_callback(checkpoints.sign)
+        boot = Boot(self._ledger, self._reader, alone=engine.dialect.name == "sqlite")
+        await boot.begin()
+        self._ending.push_async_callback(boot.end)
         await self._grpc.start()
         self._tasks = [
+            asyncio.create_task(boot.keep()),
+            asyncio.create_task(checkpoints.keep()),
             asyncio.create_task(dispatcher.sweep()),
             asyncio.create_task(self._audit.watch()),
+            asyncio.create_task(self._agent_link.show_growth()),
             asyncio.create_task(counts.keep(self._ledger, self._reader)),
         ]
         await self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _check_logs(self, log_signer: signer.Signer) -> None:
+        """Raise RolledBack when logs do not extend what was signed of them: then nothing is served."""
+        behind = []
+        for organization in log_signer.organizations():
+            try:
+                await self._ledger.commit((organization,), lambda _transaction: None)
+            except signer.RolledBack as failure:
+                behind.append(failure.message)
+        if behind:
+            raise signer.RolledBack("\n".join(behind), code=errors.Code.FAILED_PRECONDITION)
 
     def _make_audit(self) -> Audit:
         return Audit(self._ledger, self._identity, methods_of((*SERVICES, *OTHERS)))
@@ -158,10 +198,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._identity.close()
-        await self._ledger.close()
-        await asyncio.to_thread(self._reader.close)
-        self._engine.dispose()
+        await self._ending.aclose()
 
 
 def run(settings: Settings, port_file: pathlib.Path | None) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lading.transparency import note
 from lading_server import errors
+from lading_server.ledger.transaction import Sight
 
 HEARTBEAT_SECONDS = 15.0
 LEASE_SECONDS = 3 * HEARTBEAT_SECONDS
@@ -20,7 +22,8 @@ class Session:
 
     `send` writes a frame's content with the next sequence number; `credit` is what is left of the window; `backlog`
     says that commands wait in the database, `queued` how many are being put there, and `flushing` that they are being
-    sent, so that newer ones must not overtake them. `resent`: commands that were sent a second time.
+    sent, so that newer ones must not overtake them. `sight` is the tree of the log that the agent was shown last, and
+    `turn` the number of the proof that is next. `resent`: commands that were sent a second time.
     """
 
     organization: str
@@ -32,6 +35,9 @@ class Session:
     backlog: bool = True
     queued: int = 0
     flushing: bool = False
+    sight: Sight = field(default_factory=Sight)
+    turn: int = 0
+    witness_key: note.Key | None = None
     resent: set[str] = field(default_factory=set)
     draining: bool = False
     heard_at: float = field(default_factory=time.monotonic)
@@ -41,6 +47,7 @@ class Session:
     inventory_version: int = 0
     lease_written_at: float = field(default_factory=time.monotonic)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turns: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def send(self, frame: Any) -> None:
         """Number a frame and write it; waits while the agent does not read. Raises AgentOffline."""
@@ -51,6 +58,18 @@ class Session:
                 await self.write(frame)
             except errors.CallerGone as failure:
                 raise errors.AgentOffline(f"agent {self.agent} went away") from failure
+
+    async def show(self, frame: Any, turn: int) -> None:
+        """Send a frame with a proof when its turn comes, for each goes on from the tree of the one before; None passes
+        the turn on."""
+        async with self.turns:
+            await self.turns.wait_for(lambda: self.turn >= turn)
+            try:
+                if frame is not None:
+                    await self.send(frame)
+            finally:
+                self.turn = turn + 1
+                self.turns.notify_all()
 
     def end(self, failure: errors.Error) -> None:
         """End the session: its stream answers with `failure`."""

@@ -32,6 +32,11 @@ class RolledBack(errors.Error):
 
     code = errors.Code.UNAVAILABLE
 
+    @property
+    def organization(self) -> str:
+        """Whose log it is."""
+        return self.metadata.get("organization", "")
+
 
 class NoLogKey(errors.Error):
     """The data directory holds no log key."""
@@ -55,6 +60,10 @@ class Signer:
         self._known: dict[str, Signed] = {}
         self._written: dict[str, Signed] = {}
 
+    def organizations(self) -> list[str]:
+        """Whose logs were signed."""
+        return sorted(path.stem for path in self._folder.glob("*.json"))
+
     def key(self, organization: str) -> note.Key:
         """The key that verifies the checkpoints of this organization's log; its name is the log's origin."""
         return note.Key(f"{self._name}/{organization}", note.ED25519, self._public)
@@ -73,7 +82,10 @@ class Signer:
     def sign(self, organization: str, size: int, root: bytes) -> str:
         """The checkpoint of a log at the end that was last checked or followed."""
         if self._known.get(organization) != Signed(size, root):
-            raise RolledBack(f"the log of {organization} at {size} was not checked before it was to be signed")
+            raise RolledBack(
+                f"the log of {organization} at {size} was not checked before it was to be signed",
+                metadata={"organization": organization},
+            )
         key = self.key(organization)
         text = note.Checkpoint(key.name, size, root).text()
         if self._written.get(organization) != self._known[organization]:
@@ -81,11 +93,14 @@ class Signer:
         return f"{text}\n{note.format_signature(key, self._key.sign(text.encode()))}"
 
     def accept(self, organization: str, size: int, root: bytes) -> Signed | None:
-        """Go on from here although the log does not extend what was signed; returns what was."""
+        """Go on from here although the log does not extend what was signed; returns what was. `keep` makes it last."""
         was = self._last(organization)
         self._known[organization] = Signed(size, root)
-        self._write(organization, self._known[organization])
         return was
+
+    def keep(self, organization: str) -> None:
+        """Write down the end that was last accepted or followed."""
+        self._write(organization, self._known[organization])
 
     def _check_extends(self, organization: str, known: Signed, size: int, root: bytes, prove: Prove) -> None:
         try:
@@ -96,7 +111,8 @@ class Signer:
             raise RolledBack(
                 f"the log of {organization} has {size} entries and does not extend the {known.size} that were signed "
                 f"({failure}): the database was restored or changed. Bring back the newer one, or, if that is lost, "
-                f"run `lading server accept-rollback --org {organization} --reason TEXT`"
+                f"run `lading server accept-rollback --org {organization} --reason TEXT`",
+                metadata={"organization": organization},
             ) from failure
 
     def _last(self, organization: str) -> Signed | None:
@@ -108,7 +124,9 @@ class Signer:
             except FileNotFoundError:
                 return None
             except (ValueError, KeyError, TypeError) as failure:
-                raise RolledBack(f"{path} cannot be read: {failure}") from failure
+                raise RolledBack(
+                    f"{path} cannot be read: {failure}", metadata={"organization": organization}
+                ) from failure
             self._written[organization] = self._known[organization]
         return self._known[organization]
 

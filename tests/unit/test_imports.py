@@ -24,7 +24,7 @@ SERVER_LAYERS: list[set[str]] = [
     {"cli"},
     {"root"},
     {"interceptors", "services"},
-    {"bootstrap", "identity", "dispatch"},
+    {"bootstrap", "boots", "identity", "dispatch"},
     {"orders"},
     {"ends", "sessions"},
     {"call"},

@@ -15,6 +15,7 @@ from lading_client import labels
 from lading_client.errors import LadingError, PermissionDenied
 from lading_viewer import (
     account,
+    badge,
     components,
     connection,
     event_drawer,
@@ -90,7 +91,7 @@ def act(name: str, view: View) -> None:
 def show(session: Session) -> None:
     """Draw the page for a person whose session has not ended."""
     live.begin_run(datetime.now(UTC))
-    corner = _header()
+    integrity, corner = _header()
     controls = st.empty()
     with controls.container():
         view = _search()
@@ -109,6 +110,7 @@ def show(session: Session) -> None:
             controls.empty()
         with results:
             _failed(page, failure)
+        badge.show_failed(integrity, session, failure)
         _sidebar(page, None)
         account.show(corner, session, None)
         return
@@ -126,7 +128,9 @@ def show(session: Session) -> None:
     _sidebar(page, summary if events.events else None)
     account.show(corner, session, who)
     if view.event:
-        event_drawer.show(page.reader, view, events.events)
+        event_drawer.show(page.reader, session, view, events.events)
+    # Last of all: nothing waits for it.
+    badge.show(integrity, session, events.events)
 
 
 def _read(page: Page) -> ListEventsResponse:
@@ -145,10 +149,11 @@ def _read(page: Page) -> ListEventsResponse:
             slot.empty()
 
 
-def _header() -> Any:
-    """Title, Live, time zone; the container for the account."""
+def _header() -> tuple[Any, Any]:
+    """Title, Live, time zone; the containers for the integrity badge and the account."""
     with st.container(horizontal=True, vertical_alignment="center", key="header"):
         st.title("Audit log", anchor=False, width="stretch")
+        integrity = st.container(width="content")
         st.toggle("Live", key="live", bind="query-params")
         st.segmented_control(
             "Time zone",
@@ -159,7 +164,7 @@ def _header() -> Any:
             bind="query-params",
             label_visibility="collapsed",
         )
-        return st.container(width="content")
+        return integrity, st.container(width="content")
 
 
 def _search() -> View:

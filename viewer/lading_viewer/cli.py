@@ -10,6 +10,7 @@ import click
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_LISTEN = "127.0.0.1:8501"
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 ANY_FILE = click.Path(dir_okay=False, path_type=Path)
 CODE_HELP = "Two lines, a code and a token, mode 0600: /signin?code=CODE signs in once, and the file is deleted."
 
@@ -35,7 +36,7 @@ def viewer() -> None:
 @click.option("--host-name", "names", multiple=True, metavar="NAME", help="Name it may be called by; repeatable.")
 @click.option("--one-time-code-file", "code_file", type=ANY_FILE, help=CODE_HELP)
 @click.option("--port-file", type=ANY_FILE, help="Gets HOST:PORT once the viewer answers.")
-@click.option("--data", type=click.Path(file_okay=False), help="Folder of its own. It keeps nothing there yet.")
+@click.option("--data", type=FOLDER, help="Where keys and last checkpoints of logs are kept; else in memory only.")
 def run(
     server: str,
     listen: str,
@@ -45,7 +46,7 @@ def run(
     names: tuple[str, ...],
     code_file: Path | None,
     port_file: Path | None,
-    data: str | None,
+    data: Path | None,
 ) -> None:
     """Serve the viewer until it is stopped.
 
@@ -68,7 +69,7 @@ def run(
                 port_file.write_text(f"{where}\n", encoding="ascii")
 
         hosts = {*names, *LOOPBACK} if host in LOOPBACK else set(names)
-        _serve(bound, ready, server, ca, code_file, hosts, {"ssl_certfile": tls_cert, "ssl_keyfile": tls_key})
+        _serve(bound, ready, (server, ca, data), code_file, hosts, {"ssl_certfile": tls_cert, "ssl_keyfile": tls_key})
 
 
 def _checked(
@@ -108,8 +109,7 @@ def _bind(host: str, port: int) -> socket.socket:
 def _serve(
     bound: socket.socket,
     ready: Any,
-    server: str,
-    ca: Path | None,
+    where: tuple[str, Path | None, Path | None],
     code_file: Path | None,
     hosts: set[str],
     tls: dict[str, Any],
@@ -124,7 +124,7 @@ def _serve(
             await super().startup(sockets)
             ready()
 
-    connection.configure(connection.Connection(server, ca))
+    connection.configure(connection.Connection(*where))
     app = web.app(one_time_code_file=code_file, hosts=hosts)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, ws="websockets-sansio", server_header=False, **tls

@@ -13,10 +13,11 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the server is, and the certificates that may sign its own."""
+    """Where the server is, the certificates that may sign its own, and the folder for what was seen of its logs."""
 
     address: str
     ca: Path | None = None
+    data: Path | None = None
 
 
 class Clients:

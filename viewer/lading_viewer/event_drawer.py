@@ -13,9 +13,10 @@ from lading.v1 import audit_log_pb2
 from lading.v1.audit_log_pb2 import Event
 from lading_client import labels, query
 from lading_client.errors import InvalidArgument, LadingError, NotFound
-from lading_viewer import components, words
+from lading_viewer import components, proof_section, words
 from lading_viewer.moments import Clock, moment
 from lading_viewer.reading import Reader
+from lading_viewer.session import Session
 from lading_viewer.view import View
 
 OF_CALLS = {
@@ -35,7 +36,7 @@ HIDDEN = "changed (hidden)"
 REDACTED = "[redacted]"
 
 
-def show(reader: Reader, view: View, listed: Sequence[Event]) -> None:
+def show(reader: Reader, session: Session, view: View, listed: Sequence[Event]) -> None:
     """Open the drawer for the event that the URL names. `listed` are those of the table below it."""
 
     def close() -> None:
@@ -55,15 +56,19 @@ def show(reader: Reader, view: View, listed: Sequence[Event]) -> None:
             st.text(f"This event could not be read: {failure}")
             return
         found = data(event, related, view.clock, view.link(event=event.id)) | neighbours(event.id, listed)
-        components.event(found, "event_drawer", on_act=lambda: _act(view))
+        found["proof"] = proof_section.data(session, event, view.clock)
+        components.event(found, "event_drawer", on_act=lambda: _act(session, event))
 
     drawer()
 
 
-def _act(view: View) -> None:
+def _act(session: Session, event: Event) -> None:
     state = st.session_state
     state["drawer_left"] = True
     match state["event_drawer"].act:
+        case "recheck":
+            # Through the whole page, for its badge.
+            proof_section.recheck(session, event)
         case {"open": str(event_id)}:
             st.query_params["event"] = event_id
         case {"find": {"field": str(field), "value": str(value)}}:
@@ -88,14 +93,25 @@ def data(event: Event, related: Sequence[Event], clock: Clock, link: str) -> dic
         "chips": [look.as_data(), status.as_data()],
         "sentence": _sentence(event),
         "error": _error(event),
+        "erasure": proof_section.erasure(event, clock),
         "fields": [field for field in _fields(event, clock) if field["value"]],
         "change": _change(event.diff) if event.HasField("diff") else None,
         "timeline": _timeline(event, related, clock),
         "request": _json(event.request),
         "details": _json(event.details),
-        "record": json.dumps(MessageToDict(event, preserving_proto_field_name=True), indent=2, ensure_ascii=False),
+        "record": _record(event),
         "link": link,
     }
+
+
+def _record(event: Event) -> str:
+    """The event as JSON, without the entry, which the proof shows."""
+    bare = Event()
+    bare.CopyFrom(event)
+    bare.ClearField("entry")
+    bare.ClearField("entry_details")
+    bare.ClearField("salt")
+    return json.dumps(MessageToDict(bare, preserving_proto_field_name=True), indent=2, ensure_ascii=False)
 
 
 def _error(event: Event) -> dict[str, str] | None:

@@ -40,8 +40,10 @@ class Reader:
     token: str
 
     def page(self, view: View) -> ListEventsResponse:
-        """The events of a view, newest first."""
-        request = ListEventsRequest(filter=view.filter(), page_size=PAGE_SIZE, page_token=view.cursor)
+        """The events of a view, newest first, with their entries."""
+        request = ListEventsRequest(
+            filter=view.filter(), page_size=PAGE_SIZE, page_token=view.cursor, with_entries=True
+        )
         try:
             return connection.clients().of(self.token).audit.ListEvents(request)
         except Unavailable:

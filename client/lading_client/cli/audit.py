@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lading_client.cli import output
+from lading_client.cli.audit_erase import erase
+from lading_client.cli.audit_verify import verify
 from lading_client.cli.event import show
 from lading_client.cli.events import LISTING, QUERY, QueryCommand, read_query, show_events
 from lading_client.cli.export import export
@@ -211,5 +213,5 @@ def fields(invocation: Invocation) -> None:
         click.echo(click.wrap_text(" ".join(pairs), 78, "  ", "  "))
 
 
-audit.add_command(show)
-audit.add_command(export)
+for command in (show, export, verify, erase):
+    audit.add_command(command)

@@ -10,6 +10,7 @@ import click
 
 from lading_client.cli import output
 from lading_client.cli.events import action_cell, status_cell
+from lading_client.cli.export import file_at
 from lading_client.cli.invocation import Command, Invocation, pass_invocation
 from lading_client.cli.output import Cell
 
@@ -18,20 +19,46 @@ if TYPE_CHECKING:
     from lading_client.client import Client
 
 
-@click.command(cls=Command, examples="lading audit show 0198c2de-…\nlading audit show 0198c2de-… --raw | jq .request")
+@click.command(
+    cls=Command,
+    examples="""
+    lading audit show 0198c2de-…
+    lading audit show 0198c2de-… --raw | jq .request
+    lading audit show 0198c2de-… --proof --out stop.tlog-proof""",
+)
 @click.argument("id", metavar="EVENT_ID")
 @click.option("--raw", is_flag=True, help="As JSON, all of it.")
+@click.option("--proof", is_flag=True, help="A receipt instead (C2SP tlog-proof); also of an operation, by its id.")
+@click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="File to write the receipt to. [stdout]")
 @pass_invocation
-def show(invocation: Invocation, id: str, raw: bool) -> None:
-    """Show one event."""
+def show(invocation: Invocation, id: str, raw: bool, proof: bool, out: str | None) -> None:
+    """Show one event, or prove it: `lading audit verify --file` checks a receipt without any server."""
     from lading.v1 import audit_log_pb2
     from lading_client.documents import document
 
+    if proof:
+        with file_at(out) as file:
+            file.write(_receipt(invocation, id))
+        return
+    if out:
+        raise click.UsageError("--out is for --proof.")
     event = invocation.client.audit.GetEvent(audit_log_pb2.GetEventRequest(id=id))
     if raw:
         click.echo(json.dumps(document(event), ensure_ascii=False, indent=2))
         return
     output.show_one(invocation, event, event.id, lambda: _lines(invocation.client, event))
+
+
+def _receipt(invocation: Invocation, id: str) -> str:
+    """The text of a receipt, checked against the log's key."""
+    from lading_client.cli.audit_verify import open_log, refusing
+    from lading_client.verify import receipts
+
+    with refusing(invocation):
+        _, key = open_log(invocation)
+        text = invocation.client.receipt(id)
+        receipts.verify(text, key)
+    return text
 
 
 def _lines(client: Client, event: Event) -> Iterator[str]:

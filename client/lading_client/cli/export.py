@@ -32,11 +32,20 @@ TOLD_EVERY = 0.5  # seconds
     params=list(QUERY),
     examples="""
     lading audit export --since 30d --format csv --out audit.csv
-    lading audit export 'action:rbac.*' --format jsonl | jq .actor.email""",
+    lading audit export 'action:rbac.*' --format jsonl | jq .actor.email
+    lading audit export --since 30d --with-proofs --out audit.jsonl
+    lading audit export --tiles acme-log""",
 )
 @click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), default="jsonl", help="[jsonl]")
 @click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="File to write; replaced at the end.")
 @click.option("--limit", type=click.IntRange(0), default=0, help="Most events. [1 000 000]")
+@click.option("--with-proofs", is_flag=True, help="JSON Lines that `lading audit verify --file` can check.")
+@click.option(
+    "--tiles",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="The whole log as a folder of tiles (C2SP) instead.",
+)
 @click.option("--last-only", is_flag=True, help="Only the last word on each operation.")
 @pass_invocation
 def export(
@@ -48,15 +57,53 @@ def export(
     kind: str,
     out: str | None,
     limit: int,
+    with_proofs: bool,
+    tiles: str | None,
     last_only: bool,
 ) -> None:
-    """Write all events that match, newest first, every stage of each operation. The export itself is recorded."""
+    """Write all events that match, newest first, every stage of each operation. The export itself is recorded.
+
+    A folder of tiles goes on where it was left; it holds entries only, no details.
+    """
+    if tiles is not None:
+        if words or changes or since or until or limit or last_only or with_proofs or out or kind != "jsonl":
+            raise click.UsageError("--tiles is of the whole log: it goes with no other option.")
+        _write_tiles(invocation, pathlib.Path(tiles))
+        return
     asked = read_query(invocation, words, changes, since, until).filter
     asked.latest_only = last_only
+    if with_proofs:
+        if kind != "jsonl":
+            raise click.UsageError("--with-proofs is for JSON Lines.")
+        _write_proofs(invocation, asked, limit, out)
+        return
     events = _told(invocation, _events(invocation.client, asked, limit, kind))
-    with _file(out) as file:
+    with file_at(out) as file:
         for line in csv_lines(events) if kind == "csv" else _json_lines(events):
             file.write(line + "\n")
+
+
+def _write_tiles(invocation: Invocation, folder: pathlib.Path) -> None:
+    from lading_client.cli.audit_verify import open_log, progress, refusing
+    from lading_client.verify import tile_folder
+
+    with refusing(invocation):
+        answer, key = open_log(invocation)
+        checkpoint = tile_folder.write(invocation.client, folder, answer, key, progress("tiles"))
+    invocation.say(f"{folder} holds the log up to #{checkpoint.size - 1}.")
+
+
+def _write_proofs(invocation: Invocation, asked: EventFilter, limit: int, out: str | None) -> None:
+    from lading_client.cli.audit_verify import open_log, refusing
+    from lading_client.verify import exported
+
+    with refusing(invocation):
+        # The checkpoint first: an event that comes later is left to the next export.
+        answer, key = open_log(invocation)
+        events = _told(invocation, _events(invocation.client, asked, limit, "jsonl", with_entries=True))
+        with file_at(out) as file:
+            for line in exported.lines(invocation.client, answer, key, events):
+                file.write(line + "\n")
 
 
 def csv_lines(events: Iterable[Event]) -> Iterator[str]:
@@ -84,10 +131,12 @@ def _json_lines(events: Iterable[Event]) -> Iterator[str]:
     return map(json_line, events)
 
 
-def _events(client: Client, asked: EventFilter, limit: int, kind: str) -> Iterator[Event]:
+def _events(
+    client: Client, asked: EventFilter, limit: int, kind: str, *, with_entries: bool = False
+) -> Iterator[Event]:
     from lading.v1 import audit_log_pb2
 
-    request = audit_log_pb2.ExportEventsRequest(filter=asked, limit=limit, format=kind)
+    request = audit_log_pb2.ExportEventsRequest(filter=asked, limit=limit, format=kind, with_entries=with_entries)
     for batch in client.audit.ExportEvents(request):
         yield from batch.events
 
@@ -108,7 +157,7 @@ def _told(invocation: Invocation, events: Iterable[Event]) -> Iterator[Event]:
 
 
 @contextmanager
-def _file(out: str | None) -> Iterator[IO[str]]:
+def file_at(out: str | None) -> Iterator[IO[str]]:
     """stdout, or a new file that takes its name only when it is complete: a crash leaves the old one."""
     if out is None:
         yield sys.stdout

@@ -20,6 +20,10 @@ from lading_server.clock import Clock, now
 from lading_server.event import Event
 from lading_server.ledger import rows
 from lading_server.ledger.transaction import Head, Transaction
+from lading_server.ledger.trees import Trees
+from lading_server.signer import RolledBack, Signer
+from lading_server.store import tiles
+from lading_server.tree import Growth
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -59,10 +63,11 @@ Answer = tuple[Unit[Any], Any, Exception | None]
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A batch of which it is not known whether it was committed: it was if its first `row` is there."""
+    """A batch of which it is not known whether it was committed: it was if its first row is there."""
 
-    row: rows.Row
-    sequence: int
+    transaction: Transaction
+    heads: dict[str, Head]
+    growths: dict[str, Growth]
     answers: list[Answer]
     sizes: dict[str, int]
 
@@ -77,18 +82,22 @@ def is_outage(failure: Exception) -> bool:
 class Ledger:
     """Takes units from the event loop, commits them in groups, and answers on the loop."""
 
-    def __init__(self, engine: sa.Engine, *, boot_id: str, clock: Clock = now) -> None:
+    def __init__(
+        self, engine: sa.Engine, signer: Signer, *, boot_id: str, cache: tiles.Cache | None = None, clock: Clock = now
+    ) -> None:
         self.boot_id = boot_id
         self._engine = engine
         self._clock = clock
         self._writer = rows.Writer(engine.dialect.name)
+        self._trees = Trees(signer, cache or tiles.Cache())
         self._waiting: deque[Unit[Any]] = deque()
         self._batch: list[Unit[Any]] = []
         self._watching = False
         self._wake = threading.Condition()
         self._idle = False
         self._closing = False
-        self._sequence = 0
+        self.sequences: dict[str, int] = {}
+        """By log, the number of the last event that this process wrote into it."""
         self._connection: sa.Connection | None = None
         self._doubt: Doubt | None = None
         self._batch_began: float | None = None
@@ -224,6 +233,13 @@ class Ledger:
         while batch:
             try:
                 done = self._attempt(batch)
+            except RolledBack as failure:
+                self._rollback()
+                log.error("%s", failure)
+                refused = [unit for unit in batch if failure.organization in unit.organizations]
+                self._answer([(unit, None, failure) for unit in refused], {})
+                batch = [unit for unit in batch if failure.organization not in unit.organizations]
+                continue
             except Exception as failure:
                 self._rollback()
                 said = str(getattr(failure, "orig", failure)).strip()
@@ -253,7 +269,7 @@ class Ledger:
         connection = self._connect()
         connection.begin()
         heads = self._lock_heads(connection, sorted({name for unit in batch for name in unit.organizations}))
-        transaction = Transaction(connection, heads, self.boot_id, self._sequence, self._clock())
+        transaction = Transaction(connection, heads, self.boot_id, self._clock())
         answers: list[Answer] = []
         for unit in batch:
             if not unit.changes_state:
@@ -279,10 +295,12 @@ class Ledger:
             if time.monotonic() - began > BATCH_SECONDS:
                 break
         self._writer.insert(connection, transaction.rows)
+        growths = self._trees.grow(connection, transaction, heads)
         rows.supersede(connection, transaction.follows)
         self._writer.move_heads(connection, heads, transaction.recorded_at)
         if any(unit.withdrawn for unit, _result, _failure in answers):
             connection.rollback()  # the others go again without it
+            self._trees.forget()
             return None
         sizes = {name: head.size for name, head in heads.items() if head.size != head.size_before}
         try:
@@ -292,24 +310,28 @@ class Ledger:
             if not transaction.rows:
                 raise
             # Its answer was lost: one event of the batch is in the log, or none is.
-            self._doubt = Doubt(transaction.rows[0], transaction.sequence, answers, sizes)
+            self._doubt = Doubt(transaction, heads, growths, answers, sizes)
             if not self._was_committed(self._doubt):
                 raise
-        self._sequence = transaction.sequence
+        self._committed(transaction, heads, growths)
         return answers, sizes
+
+    def _committed(self, transaction: Transaction, heads: dict[str, Head], growths: dict[str, Growth]) -> None:
+        self.sequences.update((name, head.sequence) for name, head in heads.items())
+        self._trees.committed(transaction, heads, growths)
 
     def _was_committed(self, doubt: Doubt) -> bool:
         """Look a COMMIT up. While the database cannot be asked the doubt stays, and its callers are told UNAVAILABLE;
         what turns out to be committed later is `late`."""
         with self._connect().begin():
-            found = rows.has_event(self._connect(), doubt.row)
+            found = rows.has_event(self._connect(), doubt.transaction.rows[0])
         self._doubt = None
         return found
 
     def _clear_doubt(self) -> None:
         doubt = self._doubt
         if doubt is not None and self._was_committed(doubt):
-            self._sequence = doubt.sequence
+            self._committed(doubt.transaction, doubt.heads, doubt.growths)
             for unit, _result, _failure in doubt.answers:
                 unit.withdrawn = True
             self._answer(doubt.answers, doubt.sizes)
@@ -321,6 +343,9 @@ class Ledger:
         if len(heads) < len(names):
             rows.create_heads(connection, [name for name in names if name not in heads])
             heads = self._writer.lock_heads(connection, names)
+        self._trees.check(connection, heads)
+        for name, head in heads.items():
+            head.sequence = self.sequences.get(name, 0)
         return heads
 
     def _connect(self) -> sa.Connection:
@@ -329,6 +354,7 @@ class Ledger:
         return self._connection
 
     def _rollback(self) -> None:
+        self._trees.forget()
         try:
             if self._connection is not None:
                 self._connection.rollback()

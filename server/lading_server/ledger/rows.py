@@ -5,12 +5,14 @@ row, COPY 4 to 8; and its other statements would cost a small batch more than it
 """
 
 import contextlib
-import json
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from lading_server.entry import SALT_BYTES, commit_to, details_of, encode_details, encode_entry
 from lading_server.event import Event
 from lading_server.store import schema
 
@@ -26,23 +28,19 @@ QUOTED = ", ".join(f'"{name}"' for name in COLUMNS)
 COPY = f"COPY events ({QUOTED}) FROM STDIN"
 INSERT = f"INSERT INTO events ({QUOTED}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
-dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+ENTRY, DETAILS, SALT = (COLUMNS.index(name) for name in ("entry", "details", "salt"))
 
 
 def encode(event: Event, index: int, recorded_at: int, boot_id: str, sequence: int) -> Row:
     """The row of an event, in the order of COLUMNS. PostgreSQL's text takes no NUL: it becomes U+FFFD."""
+    if holds_nul(event):
+        event = without_nul(event)
     actor = event.actor
-    details = dict(event.details)
-    details["actor"] = {
-        "name": actor.name,
-        "auth_method": actor.auth_method,
-        "credential": actor.credential,
-        "on_behalf_of": actor.on_behalf_of,
-    }
-    if len(event.targets) > 1:
-        details["targets"] = event.targets
+    salt = os.urandom(SALT_BYTES)
+    details = encode_details(details_of(event))
+    commitment = commit_to(salt, details.encode())
     target_type, target = event.targets[0] if event.targets else ("", "")
-    row = (
+    return (
         event.organization,
         index,
         event.id,
@@ -69,11 +67,34 @@ def encode(event: Event, index: int, recorded_at: int, boot_id: str, sequence: i
         sequence,
         event.count,
         event.superseded_by,
-        dumps(details),
+        details,
+        encode_entry(event, recorded_at, boot_id, sequence, commitment),
+        salt,
     )
-    if "\0" in target or "\0" in event.reason or "\0" in event.error or "\0" in actor.id or "\0" in event.request_id:
-        return tuple(value.replace("\0", "\ufffd") if type(value) is str else value for value in row)
-    return row
+
+
+def holds_nul(event: Event) -> bool:
+    """Whether a text of it, which may come from a caller, holds NUL."""
+    actor = event.actor
+    texts = f"{event.reason}{event.error}{event.request_id}{actor.id}{actor.email}{event.source}"
+    return "\0" in texts or any("\0" in target for _, target in event.targets)
+
+
+def without_nul(event: Event) -> Event:
+    """The event with U+FFFD for every NUL."""
+
+    def clean(text: str) -> str:
+        return text.replace("\0", "\ufffd")
+
+    return replace(
+        event,
+        reason=clean(event.reason),
+        error=clean(event.error),
+        request_id=clean(event.request_id),
+        source=clean(event.source),
+        targets=tuple((kind, clean(target)) for kind, target in event.targets),
+        actor=replace(event.actor, id=clean(event.actor.id), email=clean(event.actor.email)),
+    )
 
 
 class Writer:
@@ -83,9 +104,8 @@ class Writer:
     def __init__(self, dialect: str) -> None:
         self._copies = dialect == "postgresql"
         self._mark = "%s" if self._copies else "?"
-        self._move = (
-            f"UPDATE logs SET size = {self._mark}, recorded_at = {self._mark} WHERE organization = {self._mark}"
-        )
+        values = ", ".join(f"{name} = {self._mark}" for name in ("size", "recorded_at", "edge"))
+        self._move = f"UPDATE logs SET {values} WHERE organization = {self._mark}"
 
     def insert(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
         """Insert the rows of events."""
@@ -104,19 +124,18 @@ class Writer:
         from lading_server.ledger.transaction import Head
 
         marks = ", ".join([self._mark] * len(names))
-        select = (
-            f"SELECT organization, size, recorded_at FROM logs WHERE organization IN ({marks}) ORDER BY organization"
-        )
+        columns = "organization, size, recorded_at, edge"
+        select = f"SELECT {columns} FROM logs WHERE organization IN ({marks}) ORDER BY organization"
         with cursor(connection) as driver:
             found = driver.execute(select + " FOR UPDATE" if self._copies else select, names).fetchall()
-        return {name: Head(size, size, recorded_at) for name, size, recorded_at in found}
+        return {name: Head(size, size, recorded_at, bytes(edge)) for name, size, recorded_at, edge in found}
 
     def move_heads(self, connection: sa.Connection, heads: "dict[str, Head]", recorded_at: int) -> None:
         """Write the new ends of the logs that grew."""
         with cursor(connection) as driver:
             for name, head in heads.items():
                 if head.size != head.size_before:
-                    driver.execute(self._move, (head.size, recorded_at, name))
+                    driver.execute(self._move, (head.size, recorded_at, head.edge, name))
 
 
 @contextlib.contextmanager
@@ -155,10 +174,10 @@ def create_heads(connection: sa.Connection, names: Sequence[str]) -> None:
     for name in names:
         connection.execute(
             sa.text(
-                "INSERT INTO logs (organization, size, recorded_at, counted) VALUES (:name, 0, 0, 0)"
+                "INSERT INTO logs (organization, size, recorded_at, counted, edge) VALUES (:name, 0, 0, 0, :edge)"
                 " ON CONFLICT DO NOTHING"
             ),
-            {"name": name},
+            {"name": name, "edge": b""},
         )
 
 
@@ -174,3 +193,17 @@ def has_event(connection: sa.Connection, row: Row) -> bool:
     """Whether the event of this row is in the database."""
     found = connection.execute(sa.select(schema.events.c.index).where(schema.events.c.id == row[2]))
     return found.first() is not None
+
+
+def read_entry(connection: sa.Connection, organization: str, index: int) -> tuple[bytes, bytes, bytes]:
+    """Entry, details and salt of an event; the last two are empty once erased. Raises LookupError."""
+    found = connection.execute(
+        sa.select(schema.events.c.entry, schema.events.c.details, schema.events.c.salt).where(
+            schema.events.c.organization == organization, schema.events.c.index == index
+        )
+    ).first()
+    if found is None:
+        raise LookupError(f"the log of {organization} has no event {index}")
+    if found.salt is None:
+        return bytes(found.entry), b"", b""
+    return bytes(found.entry), found.details.encode(), bytes(found.salt)

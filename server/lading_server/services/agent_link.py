@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from grpc.aio import EOF
 
+from lading.transparency import note
 from lading.v1 import agent_link_pb2, agent_link_pb2_grpc
 from lading_server import call as calls
 from lading_server import errors
@@ -19,18 +20,21 @@ from lading_server.dispatch import Dispatcher
 from lading_server.ends import End
 from lading_server.errors import Code
 from lading_server.ledger.ledger import Ledger
-from lading_server.ledger.transaction import Transaction
+from lading_server.ledger.transaction import Sight, Transaction
 from lading_server.names import ID
 from lading_server.relay import Relay, Relays
 from lading_server.services.resources import container_values, stamp, text, time_of
 from lading_server.sessions import HEARTBEAT_SECONDS, LEASE_SECONDS, WINDOW, Session, Sessions
-from lading_server.store import agents, containers
+from lading_server.signer import Signer
+from lading_server.store import agents, containers, tiles
 
 log = logging.getLogger(__name__)
 
 LEASE_WRITE_SECONDS = 30.0
 """A heartbeat renews the lease in memory; in the database it is written this often, and so much longer."""
 HELD_MAX = 10_000
+GROWTH_SECONDS = 5.0
+GROWTHS_PER_SECOND = 100.0
 LEDGER_RETRY_SECONDS = 0.5
 AGENT_STATES: frozenset[int] = frozenset(
     {State.SUCCEEDED, State.FAILED, State.REJECTED, State.CANCELLED, State.UNKNOWN}
@@ -43,9 +47,15 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
     """See protos/lading/v1/agent_link.proto."""
 
     def __init__(
-        self, ledger: Ledger, dispatcher: Dispatcher, sessions: Sessions, relays: Relays, clock: Clock = now
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        sessions: Sessions,
+        relays: Relays,
+        signer: Signer,
+        clock: Clock = now,
     ) -> None:
-        self._ledger, self._dispatcher, self._sessions = ledger, dispatcher, sessions
+        self._ledger, self._dispatcher, self._sessions, self._signer = ledger, dispatcher, sessions, signer
         self._relays, self._clock = relays, clock
         self.stopping = False
 
@@ -94,7 +104,16 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
             raise errors.InvalidArgument(f"the journal holds more than {HELD_MAX} commands")
         held = {one.command: end_of(one.result) if one.HasField("result") else None for one in hello.held}
 
+        sight = Sight(max(0, hello.tree_size))
+        witness_key = witness_of(hello.witness_key, call.organization, call.actor.id)
+        call.details["witness_key"] = hello.witness_key[:256]
+
         def apply(transaction: Transaction) -> tuple[int, tuple[Any, Any, int]]:
+            if sight.size > transaction.size(call.organization):
+                raise errors.FailedPrecondition(
+                    f"the agent saw a tree of {sight.size} entries, and this log is shorter: the database went back; "
+                    "see `lading server accept-rollback`"
+                )
             known = agents.get(transaction.connection, call.organization, call.actor.id)
             if known is not None and known.banned:
                 raise errors.PermissionDenied(f"agent {call.actor.id} is banned")
@@ -113,13 +132,16 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 lease_until=transaction.recorded_at + int((LEASE_SECONDS + LEASE_WRITE_SECONDS) * 1_000_000),
             )
             same = not journal_before or journal_before == text(hello.journal_id, 64)
-            return epoch, self._dispatcher.reconcile(transaction, call.organization, call.actor.id, epoch, held, same)
+            return epoch, self._dispatcher.reconcile(
+                transaction, call.organization, call.actor.id, epoch, held, same, sight
+            )
 
         epoch, (resend, settled, in_hand) = await self._ledger.commit((call.organization,), apply)
         task = asyncio.current_task()
         assert task is not None
         session = Session(call.organization, call.actor.id, epoch, context.write, task, WINDOW - in_hand)
         session.received = first.seq
+        session.sight, session.witness_key = sight, witness_key
         await session.send(
             agent_link_pb2.ConnectResponse(
                 welcome=agent_link_pb2.Welcome(
@@ -162,6 +184,8 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 log.error("agent %s: %s", session.agent, frame.result.error)
                 return
             await self._take_result(session, frame.result)
+        elif kind == "witness_signature":
+            await self._take_cosignature(session, frame.witness_signature)
         elif kind == "inventory":
             await self._take_inventory(session, frame.inventory)
 
@@ -192,6 +216,43 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         await self._ledger.commit((), apply)
         session.inventory_version = report.version
         self._sessions.notify(session.organization)
+
+    async def _take_cosignature(self, session: Session, found: agent_link_pb2.WitnessSignature) -> None:
+        """Keep what the agent signed, if it is of a tree of this log and by its key; else it is passed over."""
+        if session.witness_key is None:
+            return
+        origin = self._signer.key(session.organization).name
+        try:
+            text = note.Checkpoint(origin, found.size, found.root).text()
+            ((_, at),) = note.verify_note(note.parse_note(f"{text}\n{found.signature}"), [session.witness_key])
+        except note.InvalidNote as failure:
+            log.warning("a cosignature of agent %s does not hold: %s", session.agent, failure)
+            return
+        values = {
+            "witness_key": str(session.witness_key),
+            "size": found.size,
+            "root": found.root,
+            "signature": found.signature,
+            "signed_at": at * 1_000_000,
+        }
+
+        def apply(transaction: Transaction) -> None:
+            tiles.put_cosignature(transaction.connection, session.organization, session.agent, **values)
+
+        await self._ledger.commit((), apply)
+
+    async def show_growth(self) -> None:
+        """For ever: show every agent how the log has grown, for it to check and to cosign; at most so many a second
+        that cosignatures never crowd out commands."""
+        while True:
+            sessions = self._sessions.all()
+            await asyncio.sleep(max(GROWTH_SECONDS, len(sessions) / GROWTHS_PER_SECOND))
+            for session in sessions:
+                try:
+                    async with asyncio.timeout(GROWTH_SECONDS):
+                        await self._dispatcher.show_growth(session)
+                except Exception as failure:
+                    log.info("agent %s was not shown the log: %s", session.agent, failure or type(failure).__name__)
 
     async def _keep(self, session: Session, *, connected: bool) -> None:
         """Write the lease; a crash before leaves the older one, which ends earlier, and that is safe."""
@@ -277,6 +338,19 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         finally:
             put.cancel()
             stopped.cancel()
+
+
+def witness_of(text: str, organization: str, agent: str) -> note.Key | None:
+    """The agent's key as a witness, None without one. Raises InvalidArgument for one that is not its own."""
+    if not text:
+        return None
+    try:
+        key = note.parse_key(text)
+    except note.InvalidNote as failure:
+        raise errors.InvalidArgument(f"hello.witness_key: {failure}") from failure
+    if key.algorithm != note.COSIGNATURE or key.name != f"{organization}/{agent}":
+        raise errors.InvalidArgument(f"hello.witness_key must be a cosignature key named {organization}/{agent}")
+    return key
 
 
 def code_of(number: int) -> Code:

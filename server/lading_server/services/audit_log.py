@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from lading.v1 import audit_log_pb2 as pb
@@ -14,12 +14,16 @@ from lading_server.call import Change
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Transaction
 from lading_server.services import domain_events
+from lading_server.services.erasure import Erasure
 from lading_server.services.messages import event_of, field_of, filter_of, summary_of
+from lading_server.services.transparency import Transparency
+from lading_server.signer import Signer
+from lading_server.store import erasures, summary
 from lading_server.store import events as log
-from lading_server.store import summary
 from lading_server.store.event_counts import FACETS, HOUR
 from lading_server.store.event_filter import EventFilter
 from lading_server.store.reader import Reader
+from lading_server.store.tiles import Cache
 
 CHUNK = 500
 """Events in one message of a stream."""
@@ -36,10 +40,11 @@ BUCKETS, BUCKETS_MAX = 60, 500
 VALUES, VALUES_MAX = 20, 100
 
 
-class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
+class AuditLog(Transparency, Erasure, audit_log_pb2_grpc.AuditLogServicer):
     """See protos/lading/v1/audit_log.proto."""
 
-    def __init__(self, reader: Reader, ledger: Ledger) -> None:
+    def __init__(self, reader: Reader, ledger: Ledger, signer: Signer, cache: Cache) -> None:
+        super().__init__(ledger, signer, cache)
         self._reader = reader
         self._tails: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         ledger.on_commit(self._wake)
@@ -53,7 +58,9 @@ class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
             raise errors.InvalidPageToken
         before, after = (index, None) if direction == "older" else (None, index)
         size = paging.size(request.page_size)
-        found, older, newer = await self._reader.read(page, organization, wanted, size, before=before, after=after)
+        found, older, newer = await self._reader.read(
+            page, organization, wanted, size, before=before, after=after, with_entries=request.with_entries
+        )
         return pb.ListEventsResponse(
             events=found,
             next_page_token="" if older is None else paging.token(of, "older", older),
@@ -61,10 +68,10 @@ class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
         )
 
     async def GetEvent(self, request: pb.GetEventRequest, context: Any) -> pb.Event:
-        row = await self._reader.read(log.get, calls.current().organization, request.id)
-        if row is None:
+        found = await self._reader.read(one, calls.current().organization, request.id)
+        if found is None:
             raise errors.NotFound(f"there is no event {request.id} in your organization")
-        return event_of(row)
+        return found
 
     async def SummarizeEvents(self, request: pb.SummarizeEventsRequest, context: Any) -> pb.SummarizeEventsResponse:
         wanted = filter_of(request.filter)
@@ -107,13 +114,25 @@ class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
         call = calls.current()
         wanted = filter_of(request.filter)
         as_of = (await self._reader.read(log.log, call.organization)).size
-        before: int | None = as_of
+        older: int | None = as_of
+        newer: int | None = request.from_index - 1
         left = request.limit or EXPORT_MAX
         exported = 0
-        while before is not None and left > exported:
-            found, before, _ = await self._reader.read(
-                page, call.organization, wanted, min(CHUNK, left - exported), before=before, as_of=as_of
+        while (newer if request.oldest_first else older) is not None and left > exported:
+            place: dict[str, int | None] = {"before": older, "low": request.from_index}
+            if request.oldest_first:
+                place = {"after": newer}
+            found, older, newer = await self._reader.read(
+                page,
+                call.organization,
+                wanted,
+                min(CHUNK, left - exported),
+                as_of=as_of,
+                with_entries=request.with_entries,
+                **place,
             )
+            if request.oldest_first:
+                found.reverse()
             exported += len(found)
             call.details["data"] = {"exported": exported}
             if found:
@@ -175,13 +194,12 @@ def page(
     wanted: EventFilter,
     limit: int,
     *,
-    before: int | None = None,
-    after: int | None = None,
-    as_of: int | None = None,
+    with_entries: bool = False,
+    **place: Any,
 ) -> tuple[list[pb.Event], int | None, int | None]:
     """A page of messages, made in the reader's thread: the loop has other things to do."""
-    found = log.page(connection, organization, wanted, limit, before=before, after=after, as_of=as_of)
-    return [event_of(row) for row in found.rows], found.older, found.newer
+    found = log.page(connection, organization, wanted, limit, **place)
+    return shown(connection, organization, found.rows, with_entries=with_entries), found.older, found.newer
 
 
 def following(
@@ -189,4 +207,17 @@ def following(
 ) -> tuple[list[pb.Event], int, int]:
     """The next messages of a tail, where to go on, and the size of the log."""
     rows, position, size = log.following(connection, organization, wanted, position, CHUNK)
-    return [event_of(row) for row in rows], position, size
+    return shown(connection, organization, rows), position, size
+
+
+def one(connection: Any, /, organization: str, id: str) -> pb.Event | None:
+    """The message of one event, with its entry."""
+    row = log.get(connection, organization, id)
+    return None if row is None else shown(connection, organization, [row], with_entries=True)[0]
+
+
+def shown(connection: Any, organization: str, rows: Sequence[log.Row], *, with_entries: bool = False) -> list[pb.Event]:
+    """Messages of rows; those that were erased say so."""
+    erased = [row.index for row in rows if row.salt is None]
+    known = erasures.of_events(connection, organization, erased) if erased else {}
+    return [event_of(row, known.get(row.index), with_entry=with_entries) for row in rows]

@@ -24,6 +24,7 @@ CONTENT = (
     *("error", "request_id"),
 )
 """Columns that are what the service said; with `details.diff`, `.data`, `.targets` and on whose behalf."""
+ERASABLE = {"reason", "error", "request_id"}
 
 
 def events_of(call: Call, request: pb.RecordEventsRequest, now: int) -> list[Event]:
@@ -92,20 +93,21 @@ def record(transaction: Transaction, events: Sequence[Event], timed: Mapping[str
 
 
 def is_same(row: Row, event: Event, *, timed: bool) -> bool:
-    """Whether a row is this event, recorded before."""
+    """Whether a row is this event, recorded before. Of one that was erased what is left is compared."""
     again = dict(zip(rows.COLUMNS, rows.encode(event, 0, 0, "", 0), strict=True))
-    columns = [name for name in CONTENT if timed or name != "occurred_at"]
+    erased = row.salt is None
+    left_out = ({"occurred_at"} if not timed else set()) | (ERASABLE if erased else set())
     return (
         row.organization == event.organization
-        and all(row._mapping[name] == again[name] for name in columns)
-        and said(row.details) == said(again["details"])
+        and all(row._mapping[name] == again[name] for name in CONTENT if name not in left_out)
+        and (erased or said(row.details) == said(again["details"]))
     )
 
 
 def said(details: str) -> tuple[Any, ...]:
     """What a service said, of the details of an event."""
     found = json.loads(details)
-    return *(found.get(key) for key in ("diff", "data", "targets")), found["actor"]["on_behalf_of"]
+    return *(found.get(key) for key in ("diff", "data", "targets")), found["actor"].get("on_behalf_of")
 
 
 def agent_of(targets: Sequence[tuple[str, str]]) -> str:

@@ -17,11 +17,13 @@ from lading_server.store.summary import Summary
 TIME_MAX = 2**62
 
 
-def event_of(row: Row) -> pb.Event:
-    """An event, from its row."""
+def event_of(row: Row, erasure: Row | None = None, *, with_entry: bool = False) -> pb.Event:
+    """An event, from its row, and that of its erasure where its details were erased."""
     details = json.loads(row.details)
     actor = details.get("actor", {})
     targets = details.get("targets") or ([(row.target_type, row.target)] if row.target_type or row.target else [])
+    if erasure is not None:
+        targets = [(target["type"], target["id"]) for target in json.loads(row.entry)["targets"]]
     message = pb.Event(
         id=row.id,
         index=row.index,
@@ -32,7 +34,7 @@ def event_of(row: Row) -> pb.Event:
         occurred_at=stamp(row.occurred_at),
         recorded_at=stamp(row.recorded_at),
         agent_time=stamp(details.get("agent_time")),
-        actor=pb.Actor(type=row.actor_type, id=row.actor, email=row.actor_email, **actor),
+        actor=pb.Actor(type=row.actor_type, id=row.actor, **actor),
         action=row.action,
         method=details.get("method", ""),
         targets=[pb.Target(type=type, id=id) for type, id in targets],
@@ -61,6 +63,14 @@ def event_of(row: Row) -> pb.Event:
         message.diff.extend(details["diff"])
     if "data" in details:
         message.details.update(details["data"])
+    if erasure is not None:
+        message.erasure.CopyFrom(
+            pb.Erasure(erased_at=stamp(erasure.erased_at), actor=erasure.actor, reason=erasure.reason)
+        )
+    if with_entry:
+        message.entry = row.entry
+        if row.salt is not None:
+            message.entry_details, message.salt = row.details.encode(), row.salt
     return message
 
 

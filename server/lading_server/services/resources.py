@@ -1,6 +1,7 @@
 """Rows of the store as resources of the contract, and back."""
 
 import json
+import os
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -8,6 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2, containers_pb2
 from lading_server import names
+from lading_server.ledger.transaction import Proof
+from lading_server.signer import Signer
 from lading_server.store import agents, commands, containers
 
 SECONDS_MIN, SECONDS_MAX = -62_135_596_800, 253_402_300_799
@@ -71,25 +74,51 @@ def command_of(row: commands.Row) -> commands_pb2.Command:
     )
 
 
-def dispatch_of(row: commands.Row) -> agent_link_pb2.ConnectResponse:
-    """The frame that carries a command to its agent."""
-    return agent_link_pb2.ConnectResponse(
-        dispatch=agent_link_pb2.Dispatch(
-            envelope=agent_link_pb2.Envelope(
-                command=row.id,
-                organization=row.organization,
-                agent=row.agent,
-                container=row.container,
-                verb=row.verb,
-                arguments=commands_pb2.Arguments.FromString(row.arguments),
-                actor=row.actor,
-                issued_at=stamp(row.created_at),
-                deliver_by=stamp(row.deliver_by),
-                execute_within=duration(row.execute_within),
-                precondition=commands_pb2.Precondition.FromString(row.precondition) if row.precondition else None,
+def seal(values: dict[str, Any], arguments: bytes) -> bytes:
+    """The bytes of a command, from its columns, that its agent gets; the log holds their digest."""
+    return agent_link_pb2.Envelope(
+        command=values["id"],
+        organization=values["organization"],
+        agent=values["agent"],
+        container=values["container"],
+        verb=values["verb"],
+        arguments=commands_pb2.Arguments.FromString(arguments),
+        actor=values["actor"],
+        issued_at=stamp(values["created_at"]),
+        deliver_by=stamp(values["deliver_by"]),
+        execute_within=duration(values["execute_within"]),
+        precondition=commands_pb2.Precondition.FromString(values["precondition"]) if values["precondition"] else None,
+        nonce=os.urandom(16),
+    ).SerializeToString(deterministic=True)
+
+
+class Frames:
+    """Frames that show an agent the log: with a command that is in it, or alone."""
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+
+    def show(self, row: commands.Row | None, proof: Proof) -> agent_link_pb2.ConnectResponse:
+        """The frame of a command with its proof; without a command, of the tree alone."""
+        growth = agent_link_pb2.Growth(
+            checkpoint=proof.checkpoint,
+            extends=proof.extends,
+            consistency=proof.consistency,
+            log_key=str(self._signer.key(proof.organization)),
+        )
+        if row is None:
+            return agent_link_pb2.ConnectResponse(growth=growth)
+        return agent_link_pb2.ConnectResponse(
+            dispatch=agent_link_pb2.Dispatch(
+                envelope=row.envelope,
+                entry=proof.entry,
+                entry_details=proof.details,
+                salt=proof.salt,
+                index=proof.index,
+                inclusion=proof.hashes,
+                growth=growth,
             )
         )
-    )
 
 
 def container_of(row: containers.Row, at: int) -> containers_pb2.Container:

@@ -67,8 +67,8 @@ def move(
 
 
 def forget_secrets(connection: sa.Connection, command: str) -> None:
-    """The arguments may hold secrets, and after the end nobody needs more of them than is shown."""
-    connection.execute(sa.update(commands).where(commands.c.id == command).values(arguments=b""))
+    """The envelope may hold secrets, and after the end nobody needs more of them than is shown."""
+    connection.execute(sa.update(commands).where(commands.c.id == command).values(envelope=b""))
 
 
 def take_pending(

@@ -70,6 +70,7 @@ def prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA cache_size=-65536")
     cursor.execute("PRAGMA mmap_size=268435456")
+    cursor.execute("PRAGMA secure_delete=ON")  # what is erased is gone from the file, too
     cursor.close()
 
 

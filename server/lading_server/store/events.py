@@ -59,6 +59,12 @@ def get(connection: sa.Connection, organization: str, id: str) -> Row | None:
     return connection.execute(found).first()
 
 
+def last_of(connection: sa.Connection, organization: str, operation: str) -> Row | None:
+    """The newest event of an operation."""
+    found = sa.select(events).where(events.c.operation == operation, events.c.organization == organization)
+    return connection.execute(found.order_by(events.c.index.desc()).limit(1)).first()
+
+
 def with_ids(connection: sa.Connection, ids: Sequence[str]) -> list[Row]:
     """The events that have one of these ids, of any organization."""
     return list(connection.execute(sa.select(events).where(events.c.id.in_(ids))))
@@ -73,14 +79,17 @@ def page(
     before: int | None = None,
     after: int | None = None,
     as_of: int | None = None,
+    low: int = 0,
 ) -> Page:
     """At most `limit` events: the newest, or the next ones before an index, or the next ones after an index.
 
-    `as_of`: as if the log ended there. Raises InvalidArgument for a filter that makes no sense.
+    `as_of`: as if the log ended there. `low`: none before this index. Raises InvalidArgument for a filter that
+    makes no sense.
     """
     actions = actions_of(connection, organization) if needs_actions(wanted) else None
     of_filter = conditions(wanted, connection.dialect.name, actions, as_of)
-    low, high = span(connection, organization, wanted)
+    begin, high = span(connection, organization, wanted)
+    low = max(low, begin)
     if as_of is not None:
         high = min(high, as_of)
     if after is not None:

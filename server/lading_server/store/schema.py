@@ -95,7 +95,7 @@ commands = sa.Table(
     sa.Column("agent", sa.Text, nullable=False),
     sa.Column("container", sa.Text, nullable=False),
     sa.Column("verb", sa.SmallInteger, nullable=False),
-    sa.Column("arguments", sa.LargeBinary, nullable=False),
+    sa.Column("envelope", sa.LargeBinary, nullable=False),
     sa.Column("arguments_shown", sa.LargeBinary, nullable=False),
     sa.Column("fingerprint", sa.LargeBinary, nullable=False),
     sa.Column("precondition", sa.LargeBinary, nullable=False),
@@ -146,6 +146,7 @@ logs = sa.Table(
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("recorded_at", sa.BigInteger, nullable=False),
     sa.Column("counted", sa.BigInteger, nullable=False),
+    sa.Column("edge", sa.LargeBinary, nullable=False, server_default=sa.text("''")),
 )
 TARGET_NAME = "substr(target, length(rtrim(target, replace(target, '/', ''))) + 1, 200)"
 """SQL for the part of a target after its last slash, as the index `events_target_name` has it."""
@@ -179,6 +180,8 @@ events = sa.Table(
     sa.Column("count", sa.BigInteger, nullable=False),
     sa.Column("superseded_by", sa.BigInteger),
     sa.Column("details", sa.Text, nullable=False),
+    sa.Column("entry", sa.LargeBinary, nullable=False, server_default=sa.text("''")),
+    sa.Column("salt", sa.LargeBinary),
     sa.Index("events_id", "id", unique=True),
     sa.Index("events_operation", "operation"),
     sa.Index("events_parent", "parent", sqlite_where=sa.text("parent <> ''"), postgresql_where=sa.text("parent <> ''")),
@@ -188,6 +191,12 @@ events = sa.Table(
         "superseded_by",
         sqlite_where=sa.text("superseded_by IS NOT NULL"),
         postgresql_where=sa.text("superseded_by IS NOT NULL"),
+    ),
+    sa.Index(
+        "events_open",
+        "boot_id",
+        sqlite_where=sa.text("stage = 2 AND superseded_by IS NULL"),
+        postgresql_where=sa.text("stage = 2 AND superseded_by IS NULL"),
     ),
     sa.Index("events_time", "organization", "recorded_at", "index"),
     sa.Index("events_actor", "organization", "actor", "index"),
@@ -260,4 +269,40 @@ event_counts = sa.Table(
     sa.Column("total", sa.BigInteger, nullable=False),
     sa.Column("failed", sa.BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+tiles = sa.Table(
+    "tiles",
+    metadata,
+    sa.Column("organization", sa.Text, primary_key=True),
+    sa.Column("level", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hashes", sa.LargeBinary, nullable=False),
+)
+boots = sa.Table(
+    "boots",
+    metadata,
+    sa.Column("boot_id", sa.Text, primary_key=True),
+    sa.Column("began_at", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_at", sa.BigInteger),
+)
+cosignatures = sa.Table(
+    "cosignatures",
+    metadata,
+    sa.Column("organization", sa.Text, primary_key=True),
+    sa.Column("agent", sa.Text, primary_key=True),
+    sa.Column("witness_key", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.Text, nullable=False),
+    sa.Column("signed_at", sa.BigInteger, nullable=False),
+)
+erasures = sa.Table(
+    "erasures",
+    metadata,
+    sa.Column("organization", sa.Text, primary_key=True),
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("erased_at", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
 )

@@ -401,14 +401,41 @@ def test_server_that_is_down_is_said_to_be_and_comes_back_by_itself(
     table_is_there(page)
     (server,) = [process for process in fleet.stack.processes if process.name == "server" and process.is_running]
     server.terminate()
-    expect(page.get_by_text("Live paused: the server did not answer.")).to_be_visible()
-    expect(rows(page)).to_have_count(50)
-    page.get_by_role("radio", name="7d").click()
-    down = page.get_by_test_id("error-down")
-    expect(down).to_contain_text("The control plane cannot be reached. Nothing is shown because nothing could be read.")
-    expect(down).to_contain_text(fleet.stack.address)
-    expect(down).to_contain_text("Last answer: ")
-    assert rows(page).count() == 0
-    screenshot(page, "server-down-light")
-    fleet.stack.start_server()
+    try:
+        expect(page.get_by_text("Live paused: the server did not answer.")).to_be_visible()
+        expect(rows(page)).to_have_count(50)
+        page.get_by_role("radio", name="7d").click()
+        down = page.get_by_test_id("error-down")
+        expect(down).to_contain_text(
+            "The control plane cannot be reached. Nothing is shown because nothing could be read."
+        )
+        expect(down).to_contain_text(fleet.stack.address)
+        expect(down).to_contain_text("Last answer: ")
+        expect(rows(page)).to_have_count(0)
+        screenshot(page, "server-down-light")
+    finally:
+        fleet.stack.start_server()
     expect(rows(page)).to_have_count(50, timeout=60_000)
+
+
+def test_badge_says_how_far_the_log_was_verified_and_an_event_has_its_proof(
+    sign_in: SignIn, screenshot: Screenshot, tmp_path: pathlib.Path, fleet: Fleet
+) -> None:
+    page = sign_in("/?range=15m")
+    badge = page.get_by_test_id("integrity-badge")
+    expect(badge).to_have_text(re.compile(r"^Verified to #[\d\u00a0]+, \d+ s ago, "))
+    table_is_there(page)
+    screenshot(page, "integrity-badge")
+    row(page, "START", "dock-1/web", "SUCCESS").click()
+    proof = page.get_by_test_id("proof")
+    expect(proof).to_have_text("In the log")
+    proof.scroll_into_view_if_needed()
+    screenshot(page, "integrity-proof")
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="Download proof").click()
+    file = tmp_path / "event.tlog-proof"
+    downloading.value.save_as(file)
+    assert file.read_text().startswith("c2sp.org/tlog-proof@v1\n")
+    page.get_by_role("button", name="Recheck now").click()
+    expect(proof).to_have_text("In the log")
+    expect(badge).to_have_text(re.compile("^Verified to #"))

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import pathlib
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,36 +18,34 @@ from lading.v1.agent_link_pb2 import (
     ConnectResponse,
     Dispatch,
     Envelope,
+    Growth,
     Hello,
     OpenBulk,
     ResultReceipt,
     Welcome,
 )
 from lading.v1.agent_link_pb2_grpc import AgentLinkServicer, add_AgentLinkServicer_to_server
-from lading.v1.commands_pb2 import Verb
 from lading_agent.settings import Settings
+from tests.unit.agent.honest_log import AGENT, ORGANIZATION, HonestLog
 
-AGENT = "dock-1"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def make_token(subject: str = AGENT) -> str:
     """Unsigned: the agent only reads it, and this control plane believes anyone."""
-    claims = base64.urlsafe_b64encode(json.dumps({"sub": subject}).encode()).decode().rstrip("=")
-    return f"e30.{claims}.c2ln"
+    payload = json.dumps({"sub": subject, "org": ORGANIZATION}).encode()
+    return f"e30.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}.c2ln"
 
 
 def make_settings(server: str, data: pathlib.Path) -> Settings:
-    return Settings(server=server, name=AGENT, data=data, token_value=make_token(), labels={"env": "test"})
-
-
-def command(verb: str, container: str = "web", **arguments: Any) -> Envelope:
-    envelope = Envelope(
-        command=str(uuid.uuid4()), agent=AGENT, container=container, verb=Verb.Value(f"VERB_{verb.upper()}")
+    return Settings(
+        server=server,
+        name=AGENT,
+        organization=ORGANIZATION,
+        data=data,
+        token_value=make_token(),
+        labels={"env": "test"},
     )
-    for key, value in arguments.items():
-        setattr(envelope.arguments, key, value)
-    return envelope
 
 
 @dataclass
@@ -58,6 +55,9 @@ class Link:
     context: Context
     hello: Hello
     metadata: dict[str, str]
+    log: HonestLog
+    # The tree that the agent was shown last.
+    seen: int = 0
     epoch: int = 0
     sent: int = 0
     frames: list[ConnectRequest] = field(default_factory=list)
@@ -76,7 +76,16 @@ class Link:
         await self.send(ConnectResponse(welcome=welcome))
 
     async def dispatch(self, envelope: Envelope) -> None:
-        await self.send(ConnectResponse(dispatch=Dispatch(envelope=envelope)))
+        """Record it in the log, when it is not there yet, and send it with its proof."""
+        await self.show(self.log.dispatch(envelope, self.seen))
+
+    async def show(self, frame: Dispatch | Growth) -> None:
+        """Send a frame of the log as it is; what it shows counts as seen."""
+        self.seen = self.log.size
+        if isinstance(frame, Growth):
+            await self.send(ConnectResponse(growth=frame))
+        else:
+            await self.send(ConnectResponse(dispatch=frame))
 
     async def receipt(self, command: str) -> None:
         await self.send(ConnectResponse(result_receipt=ResultReceipt(command=command)))
@@ -125,6 +134,7 @@ class ControlPlane(AgentLinkServicer):
 
     def __init__(self) -> None:
         self.address = ""
+        self.log = HonestLog()
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.refused = asyncio.Semaphore(0)
         self._links: asyncio.Queue[Link] = asyncio.Queue()
@@ -142,7 +152,7 @@ class ControlPlane(AgentLinkServicer):
             await context.abort(*self.refusal)
         first = await context.read()
         metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
-        link = Link(context, first.hello, metadata)
+        link = Link(context, first.hello, metadata, self.log, first.hello.tree_size)
         link.frames.append(first)
         self._links.put_nowait(link)
         await link.over.wait()

@@ -11,8 +11,9 @@ import pytest
 from lading.v1.containers_pb2 import LOG_SOURCE_STDERR, LOG_SOURCE_STDOUT
 from lading_agent.daemon import Daemon
 from lading_agent.runtimes import LogPiece
-from tests.integration.agent.control_plane import BulkLink, ControlPlane, Link, command, control_plane, make_settings
+from tests.integration.agent.control_plane import BulkLink, ControlPlane, Link, control_plane, make_settings
 from tests.unit.agent.fake_runtime import FakeRuntime
+from tests.unit.agent.honest_log import command
 
 
 @pytest.fixture

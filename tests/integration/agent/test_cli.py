@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from lading.v1.commands_pb2 import COMMAND_STATE_SUCCEEDED
-from tests.integration.agent.control_plane import AGENT, ControlPlane, command, control_plane, make_token
+from tests.integration.agent.control_plane import ControlPlane, control_plane, make_token
+from tests.unit.agent.honest_log import AGENT, command
 
 PROCESSES = """
 [process.web]
@@ -30,11 +31,14 @@ async def plane() -> AsyncIterator[ControlPlane]:
         yield plane
 
 
-async def start_agent(*arguments: str, token: str = "") -> asyncio.subprocess.Process:
+async def start_agent(
+    *arguments: str, token: str = "", verb: str = "run", stdout: int | None = None
+) -> asyncio.subprocess.Process:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LADING_")}
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lading_agent", "run", *arguments),
+        *(sys.executable, "-m", "lading_agent", verb, *arguments),
         env={**environment, "LADING_TOKEN": token} if token else environment,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
     )
 
@@ -146,3 +150,24 @@ async def test_two_agents_on_one_folder_are_refused(plane: ControlPlane, tmp_pat
             assert await second.wait() == 2
             assert second.stderr is not None
             assert b"another agent runs on" in await second.stderr.read()
+
+
+async def test_forget_log_says_what_the_agent_knew_and_only_while_it_is_stopped(
+    plane: ControlPlane, tmp_path: pathlib.Path
+) -> None:
+    async def forget() -> tuple[int | None, str, str]:
+        process = await start_agent("--data", str(tmp_path / "data"), verb="forget-log", stdout=asyncio.subprocess.PIPE)
+        out, errors = await process.communicate()
+        return process.returncode, out.decode(), errors.decode()
+
+    async with agent(plane, tmp_path):
+        link = await plane.link()
+        await link.welcome(epoch=1)
+        # Refused by the runtime, so that nothing is left running; the log was seen all the same.
+        await link.dispatch(command("stop"))
+        await link.next("result")
+        code, _, errors = await forget()
+        assert code == 2
+        assert "another agent runs on" in errors
+    assert await forget() == (0, f"{plane.log.key}\n\n{plane.log.checkpoint(1)}\n", "")
+    assert await forget() == (0, "the agent has seen no log yet\n", "")

@@ -16,7 +16,7 @@ from lading_agent.evidence import weigh
 from lading_agent.runtimes import COMMAND_LABEL, LogQuery, RuntimeEvent, find
 from lading_agent.runtimes.docker import DockerRuntime
 from tests.engine import Engine
-from tests.integration.agent.control_plane import command
+from tests.unit.agent.honest_log import command
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ import time
 
 import pytest
 
-from lading.v1.agent_link_pb2 import ConnectRequest, Dispatch
+from lading.v1.agent_link_pb2 import ConnectRequest, Result
 from lading.v1.commands_pb2 import COMMAND_STATE_FAILED, COMMAND_STATE_SUCCEEDED, ContainerSpec
 from lading_agent.journal import Journal
 from lading_agent.runtimes.docker import DockerRuntime
+from lading_agent.witness import Witness
 from lading_agent.worker import Worker
 from tests.engine import engine_daemon
-from tests.integration.agent.control_plane import AGENT, command
+from tests.unit.agent.honest_log import AGENT, ORGANIZATION, HonestLog, command
 
 
 @pytest.mark.engine
@@ -28,14 +29,16 @@ async def test_a_command_whose_engine_was_killed_is_settled_by_what_the_new_one_
         await runtime.start((await runtime.get("web")).id)
         journal = Journal(tmp_path)
         await journal.open()
-        worker = Worker(AGENT, runtime, journal)
+        witness, log = Witness(ORGANIZATION, AGENT, journal), HonestLog()
+        await witness.open()
+        worker = Worker(witness, runtime, journal)
         sent: asyncio.Queue[ConnectRequest] = asyncio.Queue()
         worker.send = sent.put_nowait
         since_ns = time.time_ns()
 
         stop = command("stop")
         stop.arguments.grace.FromSeconds(600)
-        await worker.receive(Dispatch(envelope=stop))
+        await worker.receive(log.dispatch(stop, witness.size))
         async for event in runtime.events(since_ns):
             if event.action == "kill":
                 break
@@ -44,10 +47,10 @@ async def test_a_command_whose_engine_was_killed_is_settled_by_what_the_new_one_
         os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(engine.wait)
         start = command("start")
-        await worker.receive(Dispatch(envelope=start))
+        await worker.receive(log.dispatch(start, witness.size))
         await asyncio.to_thread(engine.start)
 
-        results = {}
+        results: dict[str, Result] = {}
         while len(results) < 2:
             frame = await sent.get()
             if frame.HasField("result"):

@@ -20,8 +20,9 @@ from lading.v1.commands_pb2 import (
 )
 from lading_agent.backoff import Backoff
 from lading_agent.daemon import Daemon
-from tests.integration.agent.control_plane import ControlPlane, command, control_plane, make_settings
+from tests.integration.agent.control_plane import ControlPlane, control_plane, make_settings
 from tests.unit.agent.fake_runtime import FakeRuntime
+from tests.unit.agent.honest_log import command
 
 
 @pytest.fixture
@@ -161,9 +162,7 @@ async def test_a_frame_of_another_epoch_is_skipped(
     async with running(plane, tmp_path, runtime):
         link = await plane.link()
         await link.welcome(epoch=5)
-        stale = ConnectResponse()
-        stale.dispatch.envelope.CopyFrom(command("start"))
-        await link.send(stale, epoch=4)
+        await link.send(ConnectResponse(dispatch=link.log.dispatch(command("start"), link.seen)), epoch=4)
         link.sent -= 1
         current = command("start", "db")
         await link.dispatch(current)
@@ -297,8 +296,8 @@ async def test_a_refusal_is_retried_slowly_and_says_why(
     code: grpc.StatusCode,
     words: str,
 ) -> None:
-    slow_waits = []
-    monkeypatch.setattr(Backoff, "slow", lambda self: slow_waits.append(1) or 0.01)
+    slow_waits: list[int] = []
+    monkeypatch.setattr(Backoff, "slow", lambda self: 0.01 * (slow_waits.append(1) is None))  # type: ignore[func-returns-value]
     plane.refusal = (code, "expired")
     async with running(plane, tmp_path, runtime):
         await plane.refused.acquire()

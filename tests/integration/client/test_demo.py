@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engine import Engine
-from tests.process import children
+from tests.process import children, kill_those_with
 from tests.stack import LADING
 
 LIMIT = 110  # seconds; a machine may be busy with other tests
@@ -63,6 +63,7 @@ def demo(environment: dict[str, str], tmp_path: pathlib.Path) -> Iterator[Demo]:
     yield process, lines
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
+    kill_those_with("HOME", str(tmp_path))  # what an agent that was killed had running
 
 
 def test_it_says_how_to_look_to_try_and_to_stop(demo: Demo, tmp_path: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc.aio import AioRpcError
 
 from lading.v1 import access_pb2, access_pb2_grpc, audit_log_pb2
-from lading_server import bootstrap, tokens
+from lading_server import bootstrap, signer, tokens
 from lading_server.clock import new_id
 from lading_server.identity import Identity, verifier_of
 from lading_server.interceptors.audit import Audit
@@ -38,7 +38,7 @@ class AccessServer:
         self.key = tokens.load_key(settings.data)
         self.engine = database.open_engine(settings.database_url)
         self.reader = Reader(self.engine)
-        self.ledger = Ledger(self.engine, boot_id=new_id())
+        self.ledger = Ledger(self.engine, signer.load(settings.data), boot_id=new_id())
         self.ledger.start()
         self.identity = Identity(verifier_of(settings, self.key), self.reader, development=settings.development)
         self.ledger.on_commit(self.identity.committed)

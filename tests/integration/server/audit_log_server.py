@@ -12,7 +12,7 @@ from grpc.aio import AioRpcError
 
 from lading.v1 import audit_log_pb2 as pb
 from lading.v1 import audit_log_pb2_grpc
-from lading_server import bootstrap, tokens
+from lading_server import bootstrap, signer, tokens
 from lading_server.clock import new_id, now
 from lading_server.event import Actor, ActorType, Event, Outcome, Stage
 from lading_server.identity import Identity, verifier_of
@@ -23,7 +23,7 @@ from lading_server.ledger.ledger import Ledger
 from lading_server.roles import Role
 from lading_server.services.audit_log import AuditLog
 from lading_server.settings import Settings
-from lading_server.store import access, database
+from lading_server.store import access, database, tiles
 from lading_server.store.reader import Reader
 
 ADA = Actor(ActorType.USER, "ada", email="ada@acme.example", credential="token-1")
@@ -50,7 +50,8 @@ class AuditLogServer:
         self.acme = await asyncio.to_thread(bootstrap.initialize, settings, "acme", "ada", "ada@acme.example", 3600)
         self.engine = database.open_engine(settings.database_url)
         self.reader = Reader(self.engine)
-        self.ledger = Ledger(self.engine, boot_id=new_id())
+        self.signer, cache = signer.load(settings.data), tiles.Cache()
+        self.ledger = Ledger(self.engine, self.signer, boot_id=new_id(), cache=cache)
         self.ledger.start()
         await self.ledger.commit((), lambda transaction: begin_globex(transaction.connection))
         self.globex = await asyncio.to_thread(bootstrap.issue_token, settings, "globex", "ada", "", 3600)
@@ -59,7 +60,9 @@ class AuditLogServer:
         await self.identity.start()
         self.audit = Audit(self.ledger, self.identity, methods_of(["lading.v1.AuditLog"]))
         self.server = grpc.aio.server(interceptors=(self.audit,), options=(("grpc.so_reuseport", 0),))
-        audit_log_pb2_grpc.add_AuditLogServicer_to_server(AuditLog(self.reader, self.ledger), self.server)
+        audit_log_pb2_grpc.add_AuditLogServicer_to_server(
+            AuditLog(self.reader, self.ledger, self.signer, cache), self.server
+        )
         port = self.server.add_insecure_port("127.0.0.1:0")
         await self.server.start()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")

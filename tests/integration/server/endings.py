@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pb2
 from grpc.aio import EOF
 
 from lading.v1 import options_pb2
-from lading_server import errors, tokens
+from lading_server import errors, signer, tokens
 from lading_server.call import Change
 from lading_server.clock import new_id
 from lading_server.identity import Identity, verifier_of
@@ -175,7 +175,7 @@ class EndingsServer:
         settings = self.settings
         self.engine = database.open_engine(settings.database_url)
         self.reader = Reader(self.engine)
-        self.ledger = Ledger(self.engine, boot_id=new_id())
+        self.ledger = Ledger(self.engine, signer.load(settings.data), boot_id=new_id())
         self.ledger.start()
         self.identity = Identity(verifier_of(settings, tokens.load_key(settings.data)), self.reader)
         await self.identity.start()

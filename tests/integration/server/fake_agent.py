@@ -64,10 +64,7 @@ class FakeAgent:
 
     async def take(self, kind: str) -> Any:
         """What the next frame carries, which must be of this kind."""
-        frame: Any = grpc.aio.EOF
-        async with asyncio.timeout(10):
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                frame = await self.call.read()
+        frame = await self.next()
         if frame is grpc.aio.EOF:
             raise AssertionError(f"instead of {kind} the stream ended: {await self.ended()}")
         self.last = frame
@@ -76,10 +73,23 @@ class FakeAgent:
         assert found == kind, f"{found} came instead of {kind}: {frame}"
         return getattr(frame, kind)
 
+    async def next(self) -> Any:
+        """The next frame that is no show of the log's growth, or EOF."""
+        while True:
+            frame: Any = grpc.aio.EOF
+            async with asyncio.timeout(10):
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    frame = await self.call.read()
+            if frame is grpc.aio.EOF or frame.WhichOneof("frame") != "growth":
+                return frame
+
+    async def envelope(self) -> agent_link_pb2.Envelope:
+        """The command that comes next."""
+        return agent_link_pb2.Envelope.FromString((await self.take("dispatch")).envelope)
+
     async def dispatched(self) -> str:
         """Id of the command that comes next."""
-        command: str = (await self.take("dispatch")).envelope.command
-        return command
+        return (await self.envelope()).command
 
     async def acknowledge(self, command: str) -> None:
         await self.send(acknowledge=agent_link_pb2.Acknowledge(command=command))
@@ -118,7 +128,7 @@ class FakeAgent:
     async def leave(self) -> None:
         """Say Goodbye, and wait until the session is over."""
         await self.send(goodbye=agent_link_pb2.Goodbye(reason="bye"))
-        assert await self.call.read() is grpc.aio.EOF
+        assert await self.next() is grpc.aio.EOF
         assert (await self.ended())[0] is grpc.StatusCode.OK
 
     def vanish(self) -> None:

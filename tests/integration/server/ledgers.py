@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
+from lading_server import signer
 from lading_server.clock import Clock, new_id, now
 from lading_server.event import Actor, ActorType, Event, Outcome, Stage
 from lading_server.ledger.ledger import Ledger
@@ -60,7 +61,7 @@ class Book:
 
     def __init__(self, settings: Settings, clock: Clock = now) -> None:
         self.engine = database.open_engine(settings.database_url)
-        self.ledger = Ledger(self.engine, boot_id=new_id(), clock=clock)
+        self.ledger = Ledger(self.engine, signer.load(settings.data), boot_id=new_id(), clock=clock)
         self.commits = 0
         sa.event.listen(self.engine, "commit", self._count)
 

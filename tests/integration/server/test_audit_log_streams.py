@@ -98,7 +98,7 @@ async def test_a_tail_sees_what_another_replica_commits(log: AuditLogServer) -> 
     call = tail(log, TASK, from_index=0)
     await log.record(event())
     await take(call, 1)
-    other = Ledger(log.engine, boot_id=new_id())
+    other = Ledger(log.engine, log.signer, boot_id=new_id())
     other.start()
     try:
         (index,) = await other.record([event()])

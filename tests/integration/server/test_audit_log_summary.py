@@ -26,6 +26,7 @@ from lading_server.store.event_filter import EventFilter, Field, Match
 from lading_server.store.reader import Reader
 from lading_server.store.schema import events
 from tests.integration.server.audit_log_server import ADA, AuditLogServer, event, match
+from tests.signers import new_signer
 
 START = 20_000 * DAY + 22 * HOUR + 50 * MINUTE
 ACTORS = [ADA, Actor(ActorType.SERVICE, "deployer"), Actor(ActorType.AGENT, "dock-1"), ANONYMOUS]
@@ -38,7 +39,7 @@ class Recording:
         self.engine = database.open_engine(url)
         database.migrate(self.engine)
         self.at = START
-        self.ledger = Ledger(self.engine, boot_id="test", clock=lambda: self.at)
+        self.ledger = Ledger(self.engine, new_signer(), boot_id="test", clock=lambda: self.at)
         self.ledger.start()
         self.reader = Reader(self.engine)
 

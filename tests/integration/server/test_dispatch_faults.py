@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
-from lading.v1 import containers_pb2
 from lading_server import dispatch as dispatch_module
 from lading_server import errors
 from lading_server.commands import State
@@ -19,11 +18,10 @@ from lading_server.event import Outcome, Stage
 from lading_server.ledger import ledger as ledger_module
 from lading_server.settings import Settings
 from lading_server.store import commands as commands_store
+from tests.integration.server.commands import ask, refused
 from tests.integration.server.fake_agent import FakeAgent, connected
 from tests.integration.server.ledgers import locked, on_commit
 from tests.integration.server.running import Running, info, running
-
-WEB = "agents/dock-1/containers/web"
 
 
 @pytest.fixture
@@ -39,31 +37,20 @@ async def agent(server: Running) -> AsyncIterator[FakeAgent]:
         yield made
 
 
-def start(server: Running, **fields: Any) -> Any:
-    request = containers_pb2.StartContainerRequest(**{"name": WEB, **fields})
-    return server.stubs.containers.StartContainer(request, metadata=server.me, timeout=20)
-
-
-async def refused(call: Any) -> AioRpcError:
-    with pytest.raises(AioRpcError) as failure:
-        await call
-    return failure.value
-
-
 async def test_nothing_is_sent_while_the_log_cannot_be_written(
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
     with locked(server.settings) as release:
-        assert (await refused(start(server))).code() is StatusCode.UNAVAILABLE
-        assert (await refused(start(server, detach=True))).code() is StatusCode.UNAVAILABLE
+        assert (await refused(ask(server))).code() is StatusCode.UNAVAILABLE
+        assert (await refused(ask(server, detach=True))).code() is StatusCode.UNAVAILABLE
         release()
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
     reply = None
     async with asyncio.timeout(10):
         while reply is None:
             with contextlib.suppress(AioRpcError):
-                reply = await start(server, detach=True)
+                reply = await ask(server, detach=True)
     assert await agent.dispatched() == reply.name.removeprefix("commands/")
     await agent.sync()
     assert len(server.rows("SELECT id FROM commands")) == 1
@@ -72,7 +59,7 @@ async def test_nothing_is_sent_while_the_log_cannot_be_written(
 async def test_result_waits_for_the_log_and_the_session_goes_on(
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = start(server)
+    call = ask(server)
     command = await agent.dispatched()
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.1)
     monkeypatch.setattr("lading_server.services.agent_link.LEDGER_RETRY_SECONDS", 0.02)
@@ -110,7 +97,7 @@ async def test_command_that_was_recorded_after_its_caller_was_told_it_was_not_is
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hang = Hang(server, monkeypatch, "insert")
-    assert (await refused(start(server))).code() is StatusCode.UNAVAILABLE
+    assert (await refused(ask(server))).code() is StatusCode.UNAVAILABLE
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
     hang.leave.set()
     end = await server.event(action="container.start", stage=Stage.COMPLETED, outcome=Outcome.CANCELLED)
@@ -121,10 +108,10 @@ async def test_command_that_was_recorded_after_its_caller_was_told_it_was_not_is
 async def test_command_that_goes_on_is_not_withdrawn_by_a_repetition_that_came_too_late(
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = await start(server, detach=True, request_id="once")
+    first = await ask(server, detach=True, request_id="once")
     command = await agent.dispatched()
     hang = Hang(server, monkeypatch, "get_by_request")
-    assert (await refused(start(server, detach=True, request_id="once"))).code() is StatusCode.UNAVAILABLE
+    assert (await refused(ask(server, detach=True, request_id="once"))).code() is StatusCode.UNAVAILABLE
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
     hang.leave.set()
     await agent.sync()
@@ -138,7 +125,7 @@ async def test_command_whose_taking_was_committed_without_an_answer_is_sent_all_
 ) -> None:
     """Commands that wait are marked DISPATCHED, and the answer of that COMMIT is lost."""
     await agent.leave()
-    reply = await start(server, detach=True)
+    reply = await ask(server, detach=True)
     monkeypatch.setattr(dispatch_module, "RESEND_MICROSECONDS", 100_000)
     take = commands_store.take_pending
 
@@ -166,12 +153,12 @@ async def test_caller_learns_the_name_of_its_command_when_its_end_cannot_be_read
     async def fail(*_: Any) -> Any:
         raise errors.StoreUnavailable
 
-    call = start(server)
+    call = ask(server)
     command = await agent.dispatched()
     monkeypatch.setattr(dispatch_module, "POLL_SECONDS", 0.01)
     dispatcher = server.server._agent_link._dispatcher
     monkeypatch.setattr(dispatcher._reader, "read", fail)
-    other = await refused(start(server))
+    other = await refused(ask(server))
     monkeypatch.undo()
     assert other.code() is StatusCode.UNAVAILABLE
     name = info(other).metadata["command"]

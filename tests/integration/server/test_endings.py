@@ -436,7 +436,7 @@ async def test_call_fails_while_postgresql_is_gone_and_is_served_when_it_is_back
     own_postgres: Cluster, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    gone = await asyncio.to_thread(initialize, settings.data, own_postgres.fresh_database())
+    gone = await asyncio.to_thread(initialize, settings.data.with_name("gone"), own_postgres.fresh_database())
     async with EndingsServer(gone) as server:
         callers = [Caller(server, kind, bearer(sign(gone))) for kind in KINDS]
         for caller in callers:

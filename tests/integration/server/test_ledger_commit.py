@@ -139,7 +139,7 @@ async def test_sequence_of_a_process_is_dense_also_after_units_that_failed(any_s
         for _ in range(3):
             await made.together(made.record(event()), made.commit(fail), made.record(event("globex")))
     both = recorded(any_settings) + recorded(any_settings, "globex")
-    assert sorted(one.sequence for one in both) == list(range(1, 7))
+    assert [one.sequence for one in both] == [1, 2, 3] * 2
     assert {one.boot_id for one in both} == {made.ledger.boot_id}
 
 

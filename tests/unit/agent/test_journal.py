@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from lading.v1.agent_link_pb2 import Envelope, Result
+from lading.v1.agent_link_pb2 import ConnectResponse, Envelope, Result
 from lading.v1.commands_pb2 import COMMAND_STATE_FAILED, COMMAND_STATE_SUCCEEDED, VERB_START
 from lading.v1.containers_pb2 import Container
-from lading_agent.errors import JournalError
+from lading_agent.errors import JournalError, Refused
 from lading_agent.journal import KEEP_US, Journal
 
 
@@ -46,7 +46,7 @@ async def test_every_stage_survives_a_new_start(tmp_path: pathlib.Path) -> None:
             (received, "received"),
             (executing, "executing"),
         ]
-        found = await journal.find(executing.command)
+        found = await journal.find(executing)
         assert found is not None
         assert found.before == Container(id="x", state="exited")
         held = {each.command: each for each in await journal.held()}
@@ -116,9 +116,83 @@ async def test_purge_forgets_only_what_got_its_receipt_seven_days_ago(tmp_path: 
             beside.execute("UPDATE commands SET receipted_at = receipted_at - ? WHERE id = ?", (KEEP_US, old.command))
         beside.close()
         await journal.purge()
-        assert await journal.find(old.command) is None
-        assert await journal.find(fresh.command) is not None
-        assert await journal.find(held.command) is not None
+        assert await journal.find(old) is None
+        assert await journal.find(fresh) is not None
+        assert await journal.find(held) is not None
+
+
+async def test_a_replay_of_what_was_forgotten_is_refused_even_after_a_new_start(tmp_path: pathlib.Path) -> None:
+    forgotten, older, newer = start(), start(), start()
+    for at, envelope in ((20, forgotten), (10, older), (30, newer)):
+        envelope.issued_at.FromMicroseconds(at)
+    async with open_journal(tmp_path) as journal:
+        await journal.receive(forgotten)
+        await journal.end(succeeded(forgotten))
+        journal.receipt(forgotten.command)
+        await journal.depth()
+        with sqlite3.connect(tmp_path / "journal.db") as beside:
+            beside.execute("UPDATE commands SET receipted_at = 1")
+        beside.close()
+        assert await journal.receive(forgotten) is not None
+        await journal.purge()
+        with pytest.raises(Refused, match="a replay"):
+            await journal.receive(forgotten)
+    async with open_journal(tmp_path) as journal:
+        for envelope in (forgotten, older):
+            with pytest.raises(Refused, match="a replay"):
+                await journal.receive(envelope)
+        assert await journal.receive(newer) is None
+        assert await journal.depth() == 1
+
+
+async def test_evidence_is_bounded_by_kind_and_the_newest_stays(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lading_agent.journal.REFUSALS_MAX", 3)
+    monkeypatch.setattr("lading_agent.journal.FRAME_BYTES_MAX", 10)
+    async with open_journal(tmp_path) as journal:
+        await journal.refuse("log", "", "the first", bytes(100))
+        for number in range(8):
+            await journal.refuse("command", "c", str(number), b"frame")
+        rows = await journal._write(lambda each: each.execute("SELECT reason, length(frame) FROM refusals").fetchall())
+    assert rows == [("the first", 10), ("5", 5), ("6", 5), ("7", 5)]
+
+
+BEFORE = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
+CREATE TABLE commands (
+    id TEXT PRIMARY KEY, envelope BLOB NOT NULL, stage TEXT NOT NULL, before BLOB, result BLOB,
+    received_at INTEGER NOT NULL, executing_at INTEGER, ended_at INTEGER, receipted_at INTEGER
+);
+CREATE TABLE refusals (command TEXT NOT NULL, envelope BLOB NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL);
+INSERT INTO meta VALUES ('journal_id', 'the-one'), ('epoch', 4);
+PRAGMA user_version = 1;
+"""
+
+
+async def test_a_journal_from_before_the_log_goes_on(tmp_path: pathlib.Path) -> None:
+    done, refused = start(), start()
+    done.issued_at.FromMicroseconds(1_700_000_000_000_000)
+    with sqlite3.connect(tmp_path / "journal.db") as beside:
+        beside.executescript(BEFORE)
+        row = (done.command, done.SerializeToString(), succeeded(done).SerializeToString())
+        beside.execute("INSERT INTO commands VALUES (?, ?, 'ended', NULL, ?, 1, 1, 1, 1)", row)
+        beside.execute("INSERT INTO refusals VALUES (?, ?, 'no', 5)", (refused.command, refused.SerializeToString()))
+    beside.close()
+    for _ in range(2):
+        async with open_journal(tmp_path) as journal:
+            assert (journal.id, journal.epoch, journal.view) == ("the-one", 4, None)
+            known = await journal.find(done)
+            assert known is not None
+            assert known.result == succeeded(done)
+            rows = await journal._write(lambda each: each.execute("SELECT reason, frame FROM refusals").fetchall())
+            ((reason, frame),) = rows
+            assert reason == "no"
+            assert Envelope.FromString(ConnectResponse.FromString(frame).dispatch.envelope) == refused
+    async with open_journal(tmp_path) as journal:
+        await journal.purge()
+        with pytest.raises(Refused, match="a replay"):
+            await journal.receive(done)
 
 
 async def test_the_highest_epoch_survives(tmp_path: pathlib.Path) -> None:
@@ -163,7 +237,7 @@ async def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: pathlib
         with pytest.raises(JournalError, match="full"):
             await journal.receive(large)
         connection.execute("PRAGMA max_page_count = 1000000")
-        assert await journal.find(large.command) is None
+        assert await journal.find(large) is None
         assert await journal.depth() == 0
 
 

@@ -5,11 +5,11 @@ import pathlib
 import pytest
 
 from lading_agent.errors import SettingsError
-from lading_agent.settings import agent_name, check_server, parse_labels, read_token
+from lading_agent.settings import Settings, agent_name, check_server, parse_labels, read_token
 
 
-def make_token(subject: str) -> str:
-    claims = base64.urlsafe_b64encode(json.dumps({"sub": subject}).encode()).decode().rstrip("=")
+def make_token(subject: str, organization: str = "acme") -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"sub": subject, "org": organization}).encode()).decode().rstrip("=")
     return f"e30.{claims}.c2ln"
 
 
@@ -38,7 +38,18 @@ def test_the_name_is_the_subject_of_the_token() -> None:
         agent_name(token, "dock-2")
 
 
-@pytest.mark.parametrize("value", ["nonsense", "a.b.c", "a.e30.c", "a.MQ.c"])
+def test_a_token_that_became_anothers_is_not_presented(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "agent.token"
+    settings = Settings("127.0.0.1:7443", "dock-1", "acme", tmp_path, token_file=file)
+    file.write_text(make_token("dock-1"))
+    assert settings.token() == make_token("dock-1")
+    for other in (make_token("dock-2"), make_token("dock-1", "emca")):
+        file.write_text(other)
+        with pytest.raises(SettingsError, match="this agent is acme/dock-1"):
+            settings.token()
+
+
+@pytest.mark.parametrize("value", ["nonsense", "a.b.c", "a.e30.c", "a.MQ.c", "a.eyJzdWIiOiJhIn0.c"])
 def test_what_is_no_token_is_refused(value: str) -> None:
     with pytest.raises(SettingsError, match="not a JWT"):
         read_token(None, value)

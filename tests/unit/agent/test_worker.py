@@ -2,22 +2,21 @@
 
 import asyncio
 import pathlib
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 from grpc import StatusCode
 
-from lading.v1.agent_link_pb2 import ConnectRequest, Dispatch, Envelope, Result
-from lading.v1.commands_pb2 import CommandState, Verb
+from lading.v1.agent_link_pb2 import ConnectRequest, Envelope, Result
+from lading.v1.commands_pb2 import CommandState
 from lading_agent.errors import InDoubt, RuntimeFailure
 from lading_agent.inquiry import Inquiry
 from lading_agent.journal import Journal
+from lading_agent.witness import Witness
 from lading_agent.worker import Worker
 from tests.unit.agent.fake_runtime import FakeRuntime
-
-AGENT = "dock-1"
+from tests.unit.agent.honest_log import AGENT, ORGANIZATION, HonestLog, command
 
 
 @dataclass
@@ -25,13 +24,17 @@ class Bench:
     """A worker and what it sends."""
 
     folder: pathlib.Path
+    log: HonestLog = field(default_factory=HonestLog)
     runtime: FakeRuntime = field(default_factory=lambda: FakeRuntime("web", "db"))
     sent: asyncio.Queue[ConnectRequest] = field(default_factory=asyncio.Queue)
 
     async def open(self) -> None:
         self.journal = Journal(self.folder)
         await self.journal.open()
-        self.worker = Worker(AGENT, self.runtime, self.journal, Inquiry(self.runtime, settle_within=0, patience=0))
+        self.witness = Witness(ORGANIZATION, AGENT, self.journal)
+        await self.witness.open()
+        inquiry = Inquiry(self.runtime, settle_within=0, patience=0)
+        self.worker = Worker(self.witness, self.runtime, self.journal, inquiry)
         self.worker.send = self.sent.put_nowait
 
     async def close(self) -> None:
@@ -46,7 +49,7 @@ class Bench:
         await self.open()
 
     async def dispatch(self, envelope: Envelope) -> None:
-        await self.worker.receive(Dispatch(envelope=envelope))
+        await self.worker.receive(self.log.dispatch(envelope, self.witness.size))
 
     async def result(self, command: str = "") -> Result:
         """The next result, or that of this command; others and acknowledgements are passed over."""
@@ -62,15 +65,6 @@ async def bench(tmp_path: pathlib.Path) -> AsyncIterator[Bench]:
     await bench.open()
     yield bench
     await bench.close()
-
-
-def command(verb: str, container: str = "web", *, within: float | None = None) -> Envelope:
-    envelope = Envelope(
-        command=str(uuid.uuid4()), agent=AGENT, container=container, verb=Verb.Value(f"VERB_{verb.upper()}")
-    )
-    if within is not None:
-        envelope.execute_within.FromMicroseconds(int(within * 1e6))
-    return envelope
 
 
 def outcome(result: Result) -> tuple[str, str]:

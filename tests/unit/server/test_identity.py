@@ -23,6 +23,7 @@ from lading_server.roles import Role
 from lading_server.settings import Settings
 from lading_server.store import access, database, schema
 from lading_server.store.reader import Reader
+from tests.signers import new_signer
 
 KEY = Ed25519PrivateKey.generate()
 LOCAL = "ipv4:127.0.0.1:4711"
@@ -34,7 +35,7 @@ class Server:
 
     def __init__(self, engine: sa.Engine, *, development: bool = False) -> None:
         self.reader = Reader(engine)
-        self.ledger = Ledger(engine, boot_id=new_id())
+        self.ledger = Ledger(engine, new_signer(), boot_id=new_id())
         self.clock = 0
         verifier = identity.verifier_of(Settings(pathlib.Path("unused")), KEY)
         self.identity = Identity(verifier, self.reader, development=development, clock=lambda: now() + self.clock)

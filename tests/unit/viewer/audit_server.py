@@ -17,6 +17,7 @@ import grpc
 from lading.v1 import access_pb2, access_pb2_grpc, audit_log_pb2, audit_log_pb2_grpc
 from lading.v1.audit_log_pb2 import Event, EventFilter, Outcome
 from lading_client import requests
+from tests.unit.client.made_log import MadeLog
 
 ORGANIZATION = "acme"
 WIDTH = timedelta(minutes=30)
@@ -64,14 +65,24 @@ def event(index: int, at: datetime, action: str = "container.start", **fields: o
 
 @dataclass
 class Log:
-    """The events, oldest first; what each call was; and what is to go wrong: by method, an error code."""
+    """The events, oldest first; what each call was; and what is to go wrong: by method, an error code.
+
+    `made` gives the proofs; without it they are not implemented.
+    """
 
     events: list[Event] = field(default_factory=list)
     calls: list[tuple[str, str]] = field(default_factory=list)
     fails: dict[str, grpc.StatusCode] = field(default_factory=dict)
+    made: MadeLog | None = None
     permissions: Sequence[str] = ("audit.read", "audit.export")
 
     grown: threading.Condition = field(default_factory=threading.Condition)
+
+    def proofs(self, name: str, context: grpc.ServicerContext) -> MadeLog:
+        self.called(name, context)
+        if self.made is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "there are no proofs")
+        return self.made
 
     def append(self, event: Event) -> None:
         """Add an event and tell the tails."""
@@ -147,7 +158,7 @@ class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
         page = found[begin : begin + size]
         older, newer = found[begin + size : begin + size + 1], found[max(0, begin - size) : begin]
         return audit_log_pb2.ListEventsResponse(
-            events=page,
+            events=page if request.with_entries else map(bare, page),
             next_page_token=str(older[0].index) if older else "",
             previous_page_token=str(newer[0].index) if newer else "",
         )
@@ -157,7 +168,27 @@ class AuditLog(audit_log_pb2_grpc.AuditLogServicer):
         found = next((event for event in self.log.events if event.id == request.id), None)
         if found is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "there is no such event")
-        return found
+        return bare(found)
+
+    def GetCheckpoint(
+        self, request: audit_log_pb2.GetCheckpointRequest, context: grpc.ServicerContext
+    ) -> audit_log_pb2.GetCheckpointResponse:
+        return self.log.proofs("GetCheckpoint", context).GetCheckpoint(request)
+
+    def GetConsistencyProof(
+        self, request: audit_log_pb2.GetConsistencyProofRequest, context: grpc.ServicerContext
+    ) -> audit_log_pb2.ConsistencyProof:
+        return self.log.proofs("GetConsistencyProof", context).GetConsistencyProof(request)
+
+    def ReadTiles(
+        self, request: audit_log_pb2.ReadTilesRequest, context: grpc.ServicerContext
+    ) -> Iterator[audit_log_pb2.ReadTilesResponse]:
+        yield from self.log.proofs("ReadTiles", context).ReadTiles(request)
+
+    def GetReceipt(
+        self, request: audit_log_pb2.GetReceiptRequest, context: grpc.ServicerContext
+    ) -> audit_log_pb2.Receipt:
+        return self.log.proofs("GetReceipt", context).GetReceipt(request)
 
     def SummarizeEvents(
         self, request: audit_log_pb2.SummarizeEventsRequest, context: grpc.ServicerContext
@@ -225,6 +256,15 @@ class Access(access_pb2_grpc.AccessServicer):
         return access_pb2.WhoAmIResponse(
             organization=ORGANIZATION, roles=[access_pb2.ROLE_AUDITOR], permissions=self.log.permissions
         )
+
+
+def bare(event: Event) -> Event:
+    """Without the entry."""
+    found = Event()
+    found.CopyFrom(event)
+    for name in ("entry", "entry_details", "salt"):
+        found.ClearField(name)
+    return found
 
 
 def failed(event: Event) -> bool:

@@ -38,6 +38,7 @@ _event = _component("event")
 _notice = _component("notice")
 _session_clock = _component("session_clock")
 _account = _component("account")
+_badge = _component("badge")
 
 
 def audit_table(data: dict[str, Any], key: str, on_open: Callback) -> None:
@@ -78,3 +79,8 @@ def session_clock(data: dict[str, Any], key: str) -> None:
 def account(data: dict[str, Any], key: str) -> None:
     """Who is signed in, and the way out."""
     _account(data=[data], key=key)
+
+
+def badge(data: dict[str, Any], key: str) -> None:
+    """What was checked of the log."""
+    _badge(data=[data], key=key, width="content")

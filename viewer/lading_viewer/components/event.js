@@ -1,6 +1,7 @@
 // data: {chips, sentence: [{text, strong}], error: null | {code, text, advice, tone}, fields: [{name, value, quiet, copy, find}],
 // change: null | [{field, before, after}], timeline: [{id, time, gap, word, tone, icon, note, here}], request, record,
-// link, newer, older}. Triggers: act = {find} or {open}.
+// link, newer, older, erasure, proof: {chip, rows: [{name, value}], folds: [{title, text}], download: null | {name, text}}}.
+// Triggers: act = {find}, {open} or 'recheck'.
 function section(title, ...children) {
   return make('section', {}, make('h3', {}, title), ...children);
 }
@@ -42,6 +43,23 @@ function folded(title, text) {
   return make('details', { class: 'box' }, make('summary', {}, title), button, make('pre', {}, text));
 }
 
+function download({ name, text }) {
+  const href = URL.createObjectURL(new Blob([text], { type: 'text/plain' }));
+  make('a', { href, download: name }).click();
+  URL.revokeObjectURL(href);
+}
+
+function proofSection({ proof, record }, act) {
+  return section('Proof and raw record', make('div', { 'data-testid': 'proof' }, chip(proof.chip)),
+    make('table', { 'aria-label': 'Proof' }, ...proof.rows.map((row) => make('tr', {},
+      make('th', { scope: 'row' }, row.name), make('td', {}, make('span', { class: 'id' }, row.value))))),
+    ...proof.folds.map((fold) => folded(fold.title, fold.text)),
+    folded('Raw record', record),
+    make('div', { class: 'actions' },
+      make('button', { type: 'button', onclick: () => act('recheck') }, icon('loop'), 'Recheck now'),
+      proof.download ? make('button', { type: 'button', onclick: () => download(proof.download) }, icon('down'), 'Download proof') : null));
+}
+
 export default function ({ parentElement: host, data: [data], setTriggerValue }) {
   const act = (what) => setTriggerValue('act', what);
   const address = `${location.origin}${location.pathname}?${data.link}`;
@@ -51,12 +69,13 @@ export default function ({ parentElement: host, data: [data], setTriggerValue })
     make('p', { class: 'sentence' }, ...data.sentence.map((part) => (part.strong ? make('b', {}, part.text) : part.text))),
     ...(data.error ? [make('div', { class: `error ${data.error.tone}`, role: 'alert' }, make('b', {}, data.error.code), ...prose(data.error.text ? ` ${data.error.text}` : ''),
       data.error.advice ? make('div', { class: 'advice' }, ...prose(data.error.advice)) : null)] : []),
+    ...(data.erasure ? [make('p', { class: 'erasure pending' }, data.erasure)] : []),
     make('table', { 'aria-label': 'Fields', class: 'fields' }, ...data.fields.map((field) => fieldRow(field, act))),
     ...(data.change ? [change(data.change)] : []),
     ...(data.timeline.length ? [timeline(data.timeline, act)] : []),
     ...(data.request ? [folded('Request', data.request)] : []),
     ...(data.details ? [folded('Details', data.details)] : []),
-    folded('Raw record', data.record),
+    proofSection(data, act),
     make('div', { class: 'actions' }, link,
       data.newer ? make('button', { type: 'button', onclick: () => act({ open: data.newer }) }, icon('left'), 'Newer event') : null,
       data.older ? make('button', { type: 'button', onclick: () => act({ open: data.older }) }, icon('right'), 'Older event') : null),

@@ -1,0 +1,282 @@
+"""`lading audit verify`: whether the log, or a file that was taken from it, is whole."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lading_client.cli import output
+from lading_client.cli.invocation import Command, Invocation, pass_invocation
+
+if TYPE_CHECKING:
+    from lading.transparency.note import Checkpoint, Key
+    from lading.v1.audit_log_pb2 import GetCheckpointResponse
+    from lading_client.verify.log_check import LogCheck
+    from lading_client.verify.served_log import Result, Told
+
+BROKEN = 10
+"""Exit code: the log is not whole."""
+TOLD_EVERY = 0.5  # seconds
+Found = tuple[list[tuple[str, str]], dict[str, Any]]
+"""Lines for people, and the same for machines."""
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    lading audit verify                              the whole log of the server
+    lading audit verify --witnesses 2                and that two agents stand for it
+    lading audit verify --file audit.jsonl           offline: an export with proofs, a folder of tiles, a receipt""",
+)
+@click.option("--file", type=click.Path(exists=True), metavar="PATH", help="Check this instead, offline.")
+@click.option("--key", metavar="VKEY", help="Key of the log. [as seen at first]")
+@click.option("--witnesses", type=click.IntRange(0), default=0, metavar="N", help="So many agents must have cosigned.")
+@click.option("--witness-key", "witness_keys", multiple=True, metavar="VKEY", help="Trust this witness from now on.")
+@pass_invocation
+def verify(
+    invocation: Invocation, file: str | None, key: str | None, witnesses: int, witness_keys: Sequence[str]
+) -> None:
+    """Recompute the log from every entry, and compare it with what the server and its witnesses signed.
+
+    Exit code 10 when it does not hold; then the first event that is wrong is named. Keys are believed at first sight
+    and kept in logs.toml beside the config file: compare them once with those that the operator of the server gives.
+    """
+    with refusing(invocation):
+        if file is None:
+            lines, found = _served(invocation, key, witnesses, witness_keys)
+        elif witnesses or witness_keys:
+            raise click.UsageError("Witnesses stand for the log of a server, not for a file.")
+        else:
+            lines, found = _file(pathlib.Path(file), key)
+        _show(invocation, lines, {"intact": True, **found})
+
+
+@contextmanager
+def refusing(invocation: Invocation) -> Iterator[None]:
+    """Says what is broken, and ends with the exit code for that."""
+    from lading.transparency.note import InvalidNote
+    from lading_client.verify.broken import Broken
+
+    try:
+        yield
+    except InvalidNote as failure:
+        raise click.UsageError(str(failure)) from None
+    except Broken as broken:
+        line = click.style(output.printable(str(broken)), fg="red")
+        found = {"index": broken.index, "event": broken.event, "part": broken.part, "error": broken.what}
+        _show(invocation, [(broken.part, line)], {"intact": False, **found})
+        raise click.exceptions.Exit(BROKEN) from None
+
+
+def _show(invocation: Invocation, lines: list[tuple[str, str]], found: dict[str, Any]) -> None:
+    if invocation.format in ("json", "jsonl", "yaml"):
+        output.show_document(invocation, found)
+    else:
+        width = max(len(name) for name, _ in lines)
+        output.emit(f"{name.ljust(width)}  {text}" for name, text in lines if text)
+
+
+def open_log(invocation: Invocation) -> tuple[GetCheckpointResponse, Key]:
+    """The newest checkpoint, and the log's key as it is pinned, or pinned now at first sight. Raises Broken."""
+    from lading.v1 import audit_log_pb2 as pb
+    from lading_client.verify import pins
+    from lading_client.verify.served_log import open_answer, organization_of
+
+    answer = invocation.client.audit.GetCheckpoint(pb.GetCheckpointRequest())
+    before = _pin(invocation)
+    key, pin = pins.believe(before, answer.log_key, None)
+    organization_of(key, invocation.org)
+    open_answer(answer, key)
+    if before is None:
+        pins.write(_pin_name(invocation), pin)
+        _say_first_sight(invocation, key)
+    return answer, key
+
+
+def _served(invocation: Invocation, given: str | None, wanted: int, keys: Sequence[str]) -> Found:
+    from lading.transparency.note import parse_key
+    from lading_client.verify import pins
+    from lading_client.verify.broken import Broken
+    from lading_client.verify.served_log import verify_log
+
+    began = time.monotonic()
+    result = verify_log(
+        invocation.client,
+        _pin(invocation),
+        organization=invocation.org,
+        given_key=given,
+        witness_keys=[parse_key(one) for one in keys],
+        told=progress("events"),
+    )
+    for stranger in result.testimony.strangers:
+        invocation.say(f"New witness, not counted. If you know it: lading audit verify --witness-key {stranger}")
+    if len(result.testimony.names) < wanted:
+        raise Broken(f"{_witnesses(result)}; {wanted} must have", part="witnesses")
+    pins.write(_pin_name(invocation), result.pin)
+    if result.first_sight:
+        _say_first_sight(invocation, result.key)
+    return [
+        *_checked(result.check, time.monotonic() - began),
+        ("checkpoint", _signed(result.key, result.checkpoint)),
+        ("witnesses", _witnesses(result)),
+        ("operations", _operations(result.check)),
+    ], {
+        **_document(result.check, result.key, result.checkpoint),
+        "witnesses": list(result.testimony.names),
+        "unknown_witnesses": [str(one) for one in result.testimony.strangers],
+    }
+
+
+def _file(path: pathlib.Path, given: str | None) -> Found:
+    from lading_client.verify import exported, receipts, tile_folder
+    from lading_client.verify.broken import Broken
+
+    def key_of(origin: str) -> Key:
+        return _known_key(origin, given)
+
+    began = time.monotonic()
+    if path.is_dir():
+        key = key_of(tile_folder.origin_of(path))
+        check, checkpoint = tile_folder.verify(path, key, progress("events"))
+        lines = [*_checked(check, time.monotonic() - began), ("checkpoint", _signed(key, checkpoint))]
+        return [*lines, ("operations", _operations(check))], _document(check, key, checkpoint)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if receipts.is_receipt(file.read(64)):
+                file.seek(0)
+                return _receipt(file.read(), key_of)
+            file.seek(0)
+            found = exported.verify(file, key_of)
+    except UnicodeDecodeError:
+        raise Broken("it is not text", part="file") from None
+    rest = "these are all events of the tree" if found.whole else "whether some are left out, a part cannot prove"
+    return [
+        ("checked", f"{found.events} of {found.size} events, {time.monotonic() - began:.1f} s"),
+        ("tree", f"every event is in the tree of the checkpoint; {rest}"),
+        ("checkpoint", f"signed by {found.origin}, size {found.size}"),
+        ("erased", f"details of {output.plural(found.erased, 'event')}" if found.erased else ""),
+    ], {"checked": found.events, "size": found.size, "whole": found.whole, "erased": found.erased}
+
+
+def _receipt(text: str, key_of: Callable[[str], Key]) -> Found:
+    from lading_client.verify import receipts
+
+    key = key_of(receipts.origin_of(text))
+    proven = receipts.verify(text, key)
+    details = "erased" if proven.details is None else json.dumps(proven.details, ensure_ascii=False)
+    return [
+        ("receipt", f"#{proven.index} is in the tree of {proven.checkpoint.size}"),
+        ("checkpoint", _signed(key, proven.checkpoint)),
+        ("entry", output.printable(json.dumps(proven.entry, ensure_ascii=False))),
+        ("details", output.printable(details)),
+    ], {
+        "index": proven.index,
+        "size": proven.checkpoint.size,
+        "entry": proven.entry,
+        "details": proven.details,
+    }
+
+
+def _pin_name(invocation: Invocation) -> str:
+    """Under which name this client keeps what it saw of the server's log."""
+    return f"{invocation.context.server}/{invocation.org}"
+
+
+def _pin(invocation: Invocation) -> Any:
+    from lading_client.verify import pins
+
+    try:
+        return pins.read().get(_pin_name(invocation))
+    except ValueError as failure:
+        raise click.ClickException(str(failure)) from None
+
+
+def _say_first_sight(invocation: Invocation, key: Key) -> None:
+    from lading_client.verify import pins
+
+    invocation.say(f"First sight of this log; its key is kept in {pins.path()}. Compare it: {key}")
+
+
+def _known_key(origin: str, given: str | None) -> Key:
+    """The key for a file. click.UsageError when it was never seen: the file's own would prove nothing."""
+    from lading_client.verify.pins import find_key
+
+    try:
+        return find_key(origin, given)
+    except LookupError:
+        raise click.UsageError(
+            f"The key of the log {output.printable(origin)} is not known here. Give it by --key, or run "
+            "`lading audit verify` at its server once."
+        ) from None
+
+
+def _checked(check: LogCheck, seconds: float) -> list[tuple[str, str]]:
+    if check.bare:
+        details = "not there: only entries were checked"
+    elif check.erased:
+        details = f"each as its entry says; those of {output.plural(check.erased, 'event')} were erased"
+    else:
+        details = "each as its entry says"
+    gaps = (
+        f"have {output.plural(check.gaps, 'gap')}, the first before #{check.first_gap}" if check.gaps else "rise by one"
+    )
+    span = f", #0 to #{check.size - 1}" if check.size else ""
+    return [
+        ("checked", f"{output.plural(check.size, 'event')}{span}, org {check.organization}, {seconds:.1f} s"),
+        ("tree", "root recomputed from every entry: matches the checkpoint"),
+        ("details", details),
+        ("processes", f"{len(check.processes)} wrote it; the numbers of their events {gaps}"),
+    ]
+
+
+def _signed(key: Key, checkpoint: Checkpoint) -> str:
+    return f"signed by {key.name}+{key.id.hex()}, size {checkpoint.size}"
+
+
+def _witnesses(result: Result) -> str:
+    sizes, known = result.testimony.sizes, output.plural(len(result.pin.witnesses), "known agent")
+    since = f" size {min(sizes)} or later" if sizes else " this log"
+    return f"{len(sizes)} of {known} cosigned{since}"
+
+
+def _operations(check: LogCheck) -> str:
+    operations = check.operations
+    ended, unknown, open = len(operations.ended), len(operations.unknown), len(operations.open)
+    more = f", {unknown} whose end is not known" if unknown else ""
+    return f"{ended + unknown + open} started, {ended} ended, {open} in flight{more}"
+
+
+def _document(check: LogCheck, key: Key, checkpoint: Checkpoint) -> dict[str, Any]:
+    operations = check.operations
+    return {
+        "organization": check.organization,
+        "checked": check.size,
+        "root": checkpoint.root.hex(),
+        "log_key": str(key),
+        "erased": check.erased,
+        "gaps": check.gaps,
+        "operations_ended": len(operations.ended),
+        "operations_unknown": len(operations.unknown),
+        "operations_open": len(operations.open),
+    }
+
+
+def progress(noun: str) -> Told:
+    """Says on a terminal how far it is."""
+    told = time.monotonic()
+
+    def tell(done: int, size: int) -> None:
+        nonlocal told
+        if sys.stderr.isatty() and (done == size or time.monotonic() - told > TOLD_EVERY):
+            told = time.monotonic()
+            text = f"{done:,} of {size:,} {noun}" if done < size else ""
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+
+    return tell

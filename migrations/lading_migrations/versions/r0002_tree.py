@@ -1,0 +1,192 @@
+"""The log becomes a Merkle tree: entries, salts, edges and tiles. Events that are there become its first leaves.
+
+What follows is frozen: it encodes entries of version 1 as they were when this revision was made, and must not change
+with the server.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+STAGES = {1: "RECEIVED", 2: "STARTED", 3: "COMPLETED", 4: "ABANDONED"}
+OUTCOMES = ("PENDING", "SUCCESS", "FAILURE", "DENIED", "CANCELLED", "DEADLINE", "UNKNOWN")
+ACTORS = {1: "user", 2: "service", 3: "agent", 4: "anonymous"}
+CHUNK = 1_000
+WIDTH = 256
+
+
+def upgrade() -> None:
+    op.add_column("events", sa.Column("entry", sa.LargeBinary, nullable=False, server_default=sa.text("''")))
+    op.add_column("events", sa.Column("salt", sa.LargeBinary))
+    op.add_column("logs", sa.Column("edge", sa.LargeBinary, nullable=False, server_default=sa.text("''")))
+    op.alter_column("commands", "arguments", new_column_name="envelope")
+    op.create_table(
+        "tiles",
+        sa.Column("organization", sa.Text, primary_key=True),
+        sa.Column("level", sa.SmallInteger, primary_key=True, autoincrement=False),
+        sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("hashes", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "boots",
+        sa.Column("boot_id", sa.Text, primary_key=True),
+        sa.Column("began_at", sa.BigInteger, nullable=False),
+        sa.Column("seen_at", sa.BigInteger, nullable=False),
+        sa.Column("ended_at", sa.BigInteger),
+    )
+    op.create_index(
+        "events_open",
+        "events",
+        ["boot_id"],
+        sqlite_where=sa.text("stage = 2 AND superseded_by IS NULL"),
+        postgresql_where=sa.text("stage = 2 AND superseded_by IS NULL"),
+    )
+    op.create_table(
+        "cosignatures",
+        sa.Column("organization", sa.Text, primary_key=True),
+        sa.Column("agent", sa.Text, primary_key=True),
+        sa.Column("witness_key", sa.Text, nullable=False),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("root", sa.LargeBinary, nullable=False),
+        sa.Column("signature", sa.Text, nullable=False),
+        sa.Column("signed_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "erasures",
+        sa.Column("organization", sa.Text, primary_key=True),
+        sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("erased_at", sa.BigInteger, nullable=False),
+        sa.Column("actor", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+    )
+    connection = op.get_bind()
+    # Commands in flight were journalled by agents under the older frame; their arguments are no envelope.
+    connection.execute(sa.text("UPDATE commands SET envelope = :none"), {"none": b""})
+    for (organization,) in connection.execute(sa.text("SELECT organization FROM logs ORDER BY organization")).all():
+        grow(connection, organization)
+
+
+def grow(connection: sa.Connection, organization: str) -> None:
+    """Make leaves of the events of one log, in their order; memory is bounded by CHUNK."""
+    roots: list[list[bytes]] = []
+    edge: list[bytes] = []
+    size = 0
+    while True:
+        rows = connection.execute(
+            sa.text(
+                'SELECT * FROM events WHERE organization = :log AND "index" >= :first ORDER BY "index" LIMIT :chunk'
+            ),
+            {"log": organization, "first": size, "chunk": CHUNK},
+        ).all()
+        if not rows:
+            break
+        updates = []
+        for row in rows:
+            values = row._mapping
+            assert values["index"] == size, f"the log {organization} has no event {size}"
+            salt = os.urandom(16)
+            details = details_of(values)
+            entry = entry_of(values, hashlib.sha256(salt + details.encode()).digest())
+            updates.append({"log": organization, "at": size, "entry": entry, "salt": salt, "details": details})
+            carry = hashlib.sha256(b"\0" + entry).digest()
+            keep(connection, organization, roots, 0, size, carry)
+            level = 0
+            while size >> level & 1:
+                carry = hashlib.sha256(b"\1" + edge.pop() + carry).digest()
+                level += 1
+                if level % 8 == 0:
+                    keep(connection, organization, roots, level // 8, size >> level, carry)
+            edge.append(carry)
+            size += 1
+        connection.execute(
+            sa.text(
+                "UPDATE events SET entry = :entry, salt = :salt, details = :details"
+                ' WHERE organization = :log AND "index" = :at'
+            ),
+            updates,
+        )
+    for level, hashes in enumerate(roots):
+        if level and hashes:
+            put(connection, organization, level, (size >> 8 * level) // WIDTH, hashes)
+    connection.execute(
+        sa.text("UPDATE logs SET edge = :edge WHERE organization = :log"),
+        {"edge": b"".join(edge), "log": organization},
+    )
+
+
+def keep(
+    connection: sa.Connection, organization: str, roots: list[list[bytes]], level: int, index: int, found: bytes
+) -> None:
+    """Put a hash into the open tile of its level, and write the tile once it is full."""
+    while len(roots) <= level:
+        roots.append([])
+    roots[level].append(found)
+    if len(roots[level]) == WIDTH:
+        put(connection, organization, level, index // WIDTH, roots[level])
+        roots[level] = []
+
+
+def put(connection: sa.Connection, organization: str, level: int, index: int, hashes: list[bytes]) -> None:
+    connection.execute(
+        sa.text('INSERT INTO tiles (organization, level, "index", hashes) VALUES (:log, :level, :at, :hashes)'),
+        {"log": organization, "level": level, "at": index, "hashes": b"".join(hashes)},
+    )
+
+
+def dump(value: Any) -> str:
+    """RFC 8785 for what the first version stored: no keys beyond the basic plane; numbers were written by json."""
+    return json.dumps(whole(value), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def whole(value: Any) -> Any:
+    """Doubles as strings: the first version stored none but in the data of services, where they were never hashed."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, list) else value
+
+
+def details_of(row: Any) -> str:
+    details = json.loads(row["details"])
+    actor = details.pop("actor", {})
+    details["actor"] = {key: value for key, value in {**actor, "email": row["actor_email"]}.items() if value}
+    for name in ("agent", "error", "reason", "request_id", "source"):
+        if row[name]:
+            details[name] = row[name]
+    details["changes"] = bool(row["changes"])
+    details["count"] = row["count"]
+    return dump(details)
+
+
+def entry_of(row: Any, commitment: bytes) -> bytes:
+    targets = json.loads(row["details"]).get("targets") or (
+        [[row["target_type"], row["target"]]] if row["target_type"] or row["target"] else []
+    )
+    return dump(
+        {
+            "action": row["action"],
+            "actor": {"id": row["actor"], "type": ACTORS[row["actor_type"]]},
+            "code": row["code"],
+            "details": base64.b64encode(commitment).decode(),
+            "emitter": {"boot_id": row["boot_id"], "sequence": row["sequence"]},
+            "id": row["id"],
+            "occurred_at": row["occurred_at"],
+            "operation": row["operation"],
+            "organization": row["organization"],
+            "outcome": OUTCOMES[row["outcome"]],
+            "parent": row["parent"],
+            "recorded_at": row["recorded_at"],
+            "stage": STAGES[row["stage"]],
+            "targets": [{"id": target, "type": kind} for kind, target in targets],
+            "v": 1,
+        }
+    ).encode()

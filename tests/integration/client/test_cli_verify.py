@@ -1,0 +1,121 @@
+"""`lading audit verify` and what it can check, against the real server and a real agent."""
+
+import json
+import pathlib
+import shutil
+import sqlite3
+
+import pytest
+
+from lading_client import Client
+from tests.stack import Stack
+
+SLEEP = ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"]
+
+
+@pytest.fixture
+def running(stack: Stack) -> Stack:
+    stack.start_server()
+    stack.start_agent("dock-1", processes={"web": SLEEP})
+    assert stack.lading("start", "dock-1/web", "--reason", "release").returncode == 0
+    assert stack.lading("stop", "dock-1/web", "--reason", "INC-527 – ü").returncode == 0
+    return stack
+
+
+def find_event(stack: Stack, query: str) -> str:
+    (event,) = json.loads(stack.lading("audit", "ls", query, "--limit", "1", "-o", "json").stdout)
+    return str(event["id"])
+
+
+def test_log_of_a_server_verifies_again_and_again(running: Stack) -> None:
+    first = running.lading("audit", "verify")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "matches the checkpoint" in first.stdout
+    assert "First sight" in first.stderr
+    second = running.lading("audit", "verify", "-o", "json")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "First sight" not in second.stderr
+    found = json.loads(second.stdout)
+    assert found["intact"]
+    assert found["checked"] > 5
+    assert running.lading("audit", "verify", "--witnesses", "5").returncode == 10
+    other = "x/acme+2c1b9c4d+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
+    assert running.lading("audit", "verify", "--key", other).returncode == 2
+
+
+def test_row_changed_in_the_database_is_found(running: Stack) -> None:
+    assert running.lading("audit", "verify").returncode == 0
+    id = find_event(running, "action:stop")
+    (path,) = running.folder.rglob("lading.db")
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE events SET reason = 'nothing' WHERE id = ?", (id,))
+    database.close()
+    done = running.lading("audit", "verify")
+    assert done.returncode == 10, done.stdout + done.stderr
+    assert id in done.stdout
+    assert "`reason`" in done.stdout
+
+
+def test_receipt_verifies_without_the_server(running: Stack, tmp_path: pathlib.Path) -> None:
+    id = find_event(running, "action:stop")
+    path = tmp_path / "stop.tlog-proof"
+    done = running.lading("audit", "show", id, "--proof", "--out", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    verified = running.lading("audit", "verify", "--file", str(path), "-o", "json", "--server", "127.0.0.1:1")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert json.loads(verified.stdout)["entry"]["id"] == id
+    path.write_text(path.read_text().replace("index ", "index 1", 1))
+    assert running.lading("audit", "verify", "--file", str(path)).returncode == 10
+
+
+def test_operation_id_that_a_call_answers_with_gets_a_receipt(running: Stack) -> None:
+    with Client(running.address, token=running.admin_token) as client:
+        client.record("task.update", ["task:42"])
+        operation = client.audit.GetCheckpoint.with_call(_checkpoint())[1].trailing_metadata()
+        id = dict(operation or ())["lading-operation"]
+        assert client.receipt(str(id)).startswith("c2sp.org/tlog-proof@v1\n")
+
+
+def _checkpoint() -> object:
+    from lading.v1 import audit_log_pb2
+
+    return audit_log_pb2.GetCheckpointRequest()
+
+
+def test_folder_of_tiles_goes_on_and_verifies(running: Stack, tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "log"
+    for _ in range(2):
+        done = running.lading("audit", "export", "--tiles", str(folder))
+        assert done.returncode == 0, done.stdout + done.stderr
+    verified = running.lading("audit", "verify", "--file", str(folder))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert running.lading("audit", "export", "--tiles", str(folder), "--limit", "3").returncode == 2
+    (entries,) = folder.glob("tile/entries/*.p/*")
+    entries.write_bytes(entries.read_bytes().replace(b'"ada"', b'"eve"', 1))
+    broken = running.lading("audit", "verify", "--file", str(folder), "-o", "json")
+    assert broken.returncode == 10
+    assert json.loads(broken.stdout)["error"] == "the content does not match its leaf"
+
+
+def test_export_with_proofs_verifies_without_the_server(running: Stack, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    done = running.lading("audit", "export", "action:stop", "--with-proofs", "--out", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    verified = running.lading("audit", "verify", "--file", str(path))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    path.write_text(path.read_text().replace("INC-527", "INC-528", 1))
+    broken = running.lading("audit", "verify", "--file", str(path))
+    assert broken.returncode == 10
+    shutil.rmtree(running.folder / ".config", ignore_errors=True)
+    assert running.lading("audit", "verify", "--file", str(path)).returncode in (2, 10)
+
+
+def test_erased_details_are_gone_and_the_log_verifies(running: Stack) -> None:
+    id = find_event(running, "action:stop")
+    assert running.lading("audit", "erase", id, "--yes").returncode == 2
+    done = running.lading("audit", "erase", id, "--yes", "--reason", "article 17")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "INC-527" not in running.lading("audit", "show", id, "--raw").stdout
+    verified = running.lading("audit", "verify", "-o", "json")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert json.loads(verified.stdout)["erased"] == 1
