@@ -25,7 +25,17 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=
 
 def encode_details(details: dict[str, Any]) -> str:
     """The canonical form of an event's details. Raises ValueError for what JSON cannot say."""
-    return _encode(details) if is_plain(details) else canonical(details).decode()
+    return _encode(details) if is_plain(details) else canonical(doubled(details)).decode()
+
+
+def doubled(value: Any) -> Any:
+    """The same with doubles for integers that JSON, whose numbers are doubles, cannot say."""
+    kind = type(value)
+    if kind is int:
+        return value if abs(value) < 2**53 else float(value)
+    if kind is dict:
+        return {key: doubled(item) for key, item in value.items()}
+    return [doubled(item) for item in value] if kind in (list, tuple) else value
 
 
 def is_plain(value: Any) -> bool:

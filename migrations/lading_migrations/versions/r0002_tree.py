@@ -142,17 +142,31 @@ def put(connection: sa.Connection, organization: str, level: int, index: int, ha
 
 
 def dump(value: Any) -> str:
-    """RFC 8785 for what the first version stored: no keys beyond the basic plane; numbers were written by json."""
-    return json.dumps(whole(value), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-
-
-def whole(value: Any) -> Any:
-    """Doubles as strings: the first version stored none but in the data of services, where they were never hashed."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    """RFC 8785: keys by their UTF-16 code units, numbers as ECMAScript writes doubles."""
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    return [whole(item) for item in value] if isinstance(value, list) else value
+        keys = sorted(value, key=lambda key: key.encode("utf-16-be"))
+        return "{" + ",".join(f"{dump(key)}:{dump(value[key])}" for key in keys) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(dump, value)) + "]"
+    if isinstance(value, float) or (type(value) is int and abs(value) >= 2**53):
+        return number(float(value))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def number(value: float) -> str:
+    """A double as ECMAScript writes it: the shortest digits that read back as the same one."""
+    if value.is_integer() and abs(value) < 1e21:
+        whole = f"{abs(value)!r}".partition("e")[0].replace(".", "").rstrip("0") or "0"
+        digits = str(int(abs(value)))
+        return ("-" if value < 0 else "") + whole[: len(digits)].ljust(len(digits), "0")
+    mantissa, _, exponent = f"{value!r}".partition("e")
+    power = int(exponent or 0)
+    if not exponent:
+        return mantissa
+    if -7 < power < 0:
+        sign, digits = ("-", mantissa[1:]) if value < 0 else ("", mantissa)
+        return f"{sign}0.{'0' * (-power - 1)}{digits.replace('.', '')}"
+    return f"{mantissa.removesuffix('.0')}e{power:+d}"
 
 
 def details_of(row: Any) -> str:
