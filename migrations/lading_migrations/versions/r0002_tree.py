@@ -49,6 +49,10 @@ def upgrade() -> None:
         sqlite_where=sa.text("stage = 2 AND superseded_by IS NULL"),
         postgresql_where=sa.text("stage = 2 AND superseded_by IS NULL"),
     )
+    if op.get_bind().dialect.name == "sqlite":
+        # As in 0001: SQLite, which has not counted, shall not take an organization for the rarer thing.
+        op.execute("INSERT INTO sqlite_stat1 VALUES ('events', 'events_open', '100 10')")
+        op.execute("ANALYZE sqlite_schema")
     op.create_table(
         "cosignatures",
         sa.Column("organization", sa.Text, primary_key=True),
@@ -68,8 +72,10 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text, nullable=False),
     )
     connection = op.get_bind()
-    # Commands in flight were journalled by agents under the older frame; their arguments are no envelope.
+    # Arguments are no envelope, and what is in no agent's journal cannot be proven to one any more: its time is over,
+    # and the server ends it. What is in a journal goes on, and its result settles it.
     connection.execute(sa.text("UPDATE commands SET envelope = :none"), {"none": b""})
+    connection.execute(sa.text("UPDATE commands SET deliver_by = 0 WHERE settled_at IS NULL AND state <= 2"))
     for (organization,) in connection.execute(sa.text("SELECT organization FROM logs ORDER BY organization")).all():
         grow(connection, organization)
 
@@ -79,6 +85,8 @@ def grow(connection: sa.Connection, organization: str) -> None:
     roots: list[list[bytes]] = []
     edge: list[bytes] = []
     size = 0
+    # Numbers were given to the events of all logs together; from now on those of one log are dense.
+    sequences: dict[str, int] = {}
     while True:
         rows = connection.execute(
             sa.text(
@@ -94,8 +102,10 @@ def grow(connection: sa.Connection, organization: str) -> None:
             assert values["index"] == size, f"the log {organization} has no event {size}"
             salt = os.urandom(16)
             details = details_of(values)
-            entry = entry_of(values, hashlib.sha256(salt + details.encode()).digest())
-            updates.append({"log": organization, "at": size, "entry": entry, "salt": salt, "details": details})
+            sequence = sequences[row.boot_id] = sequences.get(row.boot_id, 0) + 1
+            entry = entry_of({**values, "sequence": sequence}, hashlib.sha256(salt + details.encode()).digest())
+            update = {"log": organization, "at": size, "entry": entry, "salt": salt, "details": details}
+            updates.append({**update, "sequence": sequence})
             carry = hashlib.sha256(b"\0" + entry).digest()
             keep(connection, organization, roots, 0, size, carry)
             level = 0
@@ -108,7 +118,7 @@ def grow(connection: sa.Connection, organization: str) -> None:
             size += 1
         connection.execute(
             sa.text(
-                "UPDATE events SET entry = :entry, salt = :salt, details = :details"
+                "UPDATE events SET entry = :entry, salt = :salt, details = :details, sequence = :sequence"
                 ' WHERE organization = :log AND "index" = :at'
             ),
             updates,

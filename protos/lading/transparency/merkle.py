@@ -97,12 +97,16 @@ def _check_hashes(hashes: Sequence[bytes]) -> None:
 class Frontier:
     """The roots of the complete subtrees on the left edge: enough to append leaves and to tell the root.
 
-    Memory: one hash for each bit of the size. For whoever recomputes a whole log.
+    Memory: one hash for each bit of the size. For whoever recomputes a whole log, or the rest of one: `edge` are then
+    the roots of the complete subtrees over the first `size` leaves, from the left. Raises ValueError for too many or
+    too few.
     """
 
-    def __init__(self) -> None:
-        self.size = 0
-        self._edge: list[bytes] = []
+    def __init__(self, size: int = 0, edge: Sequence[bytes] = ()) -> None:
+        if len(edge) != size.bit_count():
+            raise ValueError(f"the edge of a tree of {size} has {size.bit_count()} hashes, not {len(edge)}")
+        self.size = size
+        self._edge = list(edge)
 
     def append(self, leaf: bytes) -> None:
         """Add the hash of the next leaf."""
