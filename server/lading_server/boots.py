@@ -34,10 +34,10 @@ VERSION = metadata.version("lading")
 
 
 class Boot:
-    """This process. `alone`: no other process may have this database."""
+    """This process. `alone`: no other process may have this database. `address`: where others reach it."""
 
-    def __init__(self, ledger: Ledger, reader: Reader, *, alone: bool) -> None:
-        self._ledger, self._reader = ledger, reader
+    def __init__(self, ledger: Ledger, reader: Reader, *, alone: bool, address: str = "") -> None:
+        self._ledger, self._reader, self._address = ledger, reader, address
         self._patience = 0 if alone else int(DEAD_SECONDS * 1_000_000)
 
     async def begin(self) -> None:
@@ -45,7 +45,7 @@ class Boot:
         boot_id = self._ledger.boot_id
 
         def apply(transaction: Transaction) -> None:
-            boots.begin(transaction.connection, boot_id, transaction.recorded_at)
+            boots.begin(transaction.connection, boot_id, transaction.recorded_at, self._address)
             transaction.append(event_of(boot_id, "server.start", Stage.STARTED, Outcome.PENDING, {"version": VERSION}))
 
         await self._ledger.commit((SYSTEM,), apply)
@@ -63,9 +63,10 @@ class Boot:
 
         def apply(transaction: Transaction) -> None:
             boots.end(transaction.connection, boot_id, transaction.recorded_at)
-            written = {log: last for log, last in self._ledger.sequences.items() if last}
-            sequences = {**written, SYSTEM: written[SYSTEM] + 1}
-            data = {"version": VERSION, "sequences": sequences}
+            # Other events may be in this transaction too.
+            last = {**self._ledger.sequences, **transaction.sequences()}
+            last[SYSTEM] += 1
+            data = {"version": VERSION, "sequences": {log: number for log, number in last.items() if number}}
             transaction.append(event_of(boot_id, "server.stop", Stage.COMPLETED, Outcome.SUCCESS, data))
 
         try:
@@ -76,12 +77,17 @@ class Boot:
     async def _look(self) -> None:
         try:
             if self._patience:
-                await self._ledger.commit(
-                    (), lambda unit: boots.renew(unit.connection, self._ledger.boot_id, unit.recorded_at)
-                )
+                await self._ledger.commit((SYSTEM,), self._renew)
             await self._bury()
         except errors.Error as failure:
             log.warning("cannot look for servers that were killed: %s", failure)
+
+    def _renew(self, transaction: Transaction) -> None:
+        """As a unit of the ledger. A process that was paused for so long that it was taken for dead is back."""
+        boot_id = self._ledger.boot_id
+        if not boots.renew(transaction.connection, boot_id, transaction.recorded_at):
+            log.warning("this process was taken for dead: was it, or its machine, paused?")
+            transaction.append(event_of(boot_id, "server.resume", Stage.STARTED, Outcome.PENDING, {"version": VERSION}))
 
     async def _bury(self) -> None:
         """Record of each process that was killed, once, that it was, after its open streams were given up."""

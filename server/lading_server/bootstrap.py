@@ -100,13 +100,16 @@ def accept_rollback(settings: Settings, organization: str, reason: str) -> tuple
     """Go on with a log that went back; returns its size, and that which was signed. Recorded there and in `system`.
 
     A crash before the last line leaves the records and a log that is refused as before: the same command goes on.
-    Raises NothingToAccept, NoLogKey, BadKey, WrongRevision, StoreUnavailable, LedgerUnavailable; RolledBack when the
-    log `system` must be accepted first.
+    Raises NothingToAccept, NoLogKey, BadKey, WrongRevision, StoreUnavailable, LedgerUnavailable; Damaged for a log that
+    is not whole, which nobody could verify; RolledBack when the log `system` must be accepted first.
     """
     check(settings)
     log_signer = signer.load(settings.data)
     with _engine(settings) as engine, database.reachable(), engine.connect() as connection:
-        edge = tiles.read_edge(connection, organization)
+        try:
+            edge = tiles.read_edge(connection, organization)
+        except ValueError as failure:
+            raise damaged(organization, failure) from failure
 
         def prove(first: int, size: int) -> tuple[bytes, ...]:
             return tiles.consistency(connection, organization, tiles.Cache(), first, size)
@@ -114,6 +117,10 @@ def accept_rollback(settings: Settings, organization: str, reason: str) -> tuple
         try:
             log_signer.check(organization, edge.size, edge.root(), prove)
         except signer.RolledBack:
+            try:
+                tiles.check(connection, organization, edge)
+            except ValueError as failure:
+                raise damaged(organization, failure) from failure
             was = log_signer.accept(organization, edge.size, edge.root())
         else:
             raise NothingToAccept
@@ -130,6 +137,12 @@ def accept_rollback(settings: Settings, organization: str, reason: str) -> tuple
     _commit(settings, tuple({organization, SYSTEM}), apply, log_signer)
     log_signer.keep(organization)
     return edge.size, was.size
+
+
+def damaged(organization: str, failure: ValueError) -> errors.Damaged:
+    return errors.Damaged(
+        f"the log of {organization} cannot be accepted, it is damaged: {failure}. Bring back a database that is whole"
+    )
 
 
 def _begin(transaction: Transaction, organization: str, admin: str) -> str:

@@ -1,6 +1,6 @@
 """One RPC as the interceptors and handlers see it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from lading_server.ledger.transaction import Transaction
 
 R = TypeVar("R")
+
+
+class Repeated(Exception):
+    """The call was answered before: the interceptor sends that answer."""
+
+
+async def nothing_to_claim() -> None:
+    """For calls without a `request_id`."""
 
 
 @dataclass(slots=True)
@@ -49,6 +57,10 @@ class Call:
     recorded: bool = False
     """Its end is with the ledger: nothing may record another one."""
 
+    claim: "Callable[[], Awaitable[None]]" = nothing_to_claim
+    """For handlers that act before they return: awaited before, it raises Repeated when this very call was answered
+    before, and AlreadyExists when another was made under its `request_id`."""
+
 
 _current: ContextVar[Call] = ContextVar("call")
 
@@ -70,9 +82,11 @@ class Change(Generic[R]):
     The audit interceptor commits `apply` together with the event of the call, both or neither (P5), and sends what it
     returns. `organizations`: further logs that `apply` appends to. `apply` runs in the ledger's thread: database only,
     and no await. It may still set `diff` and `targets` of the call. `then` is called on the loop once it is committed,
-    whether or not the caller is still there.
+    whether or not the caller is still there. `again` puts back what is not kept of a first reply, its secrets, when the
+    call is repeated.
     """
 
     apply: "Callable[[Transaction], R]"
     organizations: tuple[str, ...] = ()
     then: Callable[[], None] | None = None
+    again: "Callable[[R], R] | None" = None

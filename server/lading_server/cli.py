@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from lading_server import errors, names
+from lading_server import admission, errors, names
 from lading_server.event import SYSTEM
-from lading_server.settings import AUDIENCE, DATA, LISTEN, InvalidSettings, Settings
+from lading_server.settings import AUDIENCE, DATA, LISTEN, RECORD_EXEC_BYTES_MAX, InvalidSettings, Settings
 
 # Whatever needs the database or grpc is imported by the command that uses it, so that `--help` is quick.
 
@@ -134,6 +134,51 @@ def init(data: pathlib.Path, database: str, audience: str, org: str, admin: str,
 @click.option("--issuer", default="", help="Accept tokens of this issuer too, by the keys in DATA/trusted-keys/*.pem.")
 @click.option("--dev-identity", is_flag=True, help="Believe the header x-dev-user-id of callers on this machine.")
 @click.option("--port-file", type=click.Path(path_type=pathlib.Path), help="Write HOST:PORT there once it serves.")
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="So many processes on one address; PostgreSQL only. SIGHUP replaces them one by one.",
+)
+@click.option(
+    "--replica-listen",
+    metavar="HOST:PORT",
+    default="",
+    help="Where servers on other hosts reach this one; without it only those on this machine can.",
+)
+@click.option(
+    "--connects-per-second",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    default=admission.PER_SECOND,
+    show_default=True,
+    help="Agents that each process lets in; more are told when their turn comes.",
+)
+@click.option(
+    "--connects-burst",
+    metavar="N",
+    type=click.IntRange(1),
+    default=admission.BURST,
+    show_default=True,
+    help="So many at once.",
+)
+@click.option(
+    "--stream-lifetime",
+    type=Lifetime(),
+    default="60m",
+    show_default=True,
+    help="How long the stream of an agent lives, give or take a tenth, before it connects anew.",
+)
+@click.option(
+    "--record-exec-bytes",
+    metavar="N",
+    type=click.IntRange(0, RECORD_EXEC_BYTES_MAX),
+    default=0,
+    show_default=True,
+    help="Record the first N bytes that programs run by `lading exec` write; they can be erased.",
+)
+@click.option("--worker", type=int, default=0, hidden=True)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -146,14 +191,24 @@ def run(
     issuer: str,
     dev_identity: bool,
     port_file: pathlib.Path | None,
+    workers: int,
+    replica_listen: str,
+    connects_per_second: float,
+    connects_burst: int,
+    stream_lifetime: int,
+    record_exec_bytes: int,
+    worker: int,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then let calls end and agents drain.
+
+    Any number of servers may share a PostgreSQL database, on one host or on many. Each needs a data directory with the
+    same keys: copy log-key.pem, log-name, token-key.pem and trusted-keys from the first one.
 
     \b
     Examples:
       lading server run
       lading server run --listen 0.0.0.0:7443 --tls-cert server.pem --tls-key server.key
-      lading server run --data /var/lib/lading --database postgresql://lading@db/lading
+      lading server run --data /var/lib/lading --database postgresql://lading@db/lading --workers 4
     """
     settings = _settings(
         data=data,
@@ -164,7 +219,19 @@ def run(
         development=dev_identity,
         issuer=issuer,
         audience=audience,
+        replica_listen=replica_listen,
+        connects_per_second=connects_per_second,
+        connects_burst=connects_burst,
+        stream_seconds=float(stream_lifetime),
+        record_exec_bytes=record_exec_bytes,
+        worker=worker,
     )
+    if workers > 1:
+        import asyncio
+
+        from lading_server.workers import Workers
+
+        ctx.exit(asyncio.run(Workers(settings, workers, options_of(ctx)).run(port_file)))
     from lading_server import bootstrap
 
     bootstrap.check(settings)
@@ -232,6 +299,21 @@ def accept_rollback(data: pathlib.Path, database: str, org: str, reason: str) ->
         raise click.BadParameter(f"must have 1 to {REASON_MAX} characters", param_hint="'--reason'")
     size, signed = bootstrap.accept_rollback(_settings(data=data, database=database), org, reason)
     click.echo(f"the log of {org} goes on from {size} entries, although {signed} were signed", err=True)
+
+
+def options_of(ctx: click.Context) -> list[str]:
+    """What `run` was given on its command line, as its workers are to be given it."""
+    options = []
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if name in ("database", "listen", "port_file", "workers", "worker"):
+            continue
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        value = ctx.params[name]
+        text = f"{value}s" if isinstance(parameter.type, Lifetime) else str(value)
+        options += [parameter.opts[0]] if value is True else [parameter.opts[0], text]
+    return options
 
 
 def _settings(**options: Any) -> Settings:

@@ -23,6 +23,9 @@ class State(IntEnum):
 ENDS = frozenset({State.SUCCEEDED, State.FAILED, State.REJECTED, State.CANCELLED, State.EXPIRED})
 IN_FLIGHT = frozenset({State.DISPATCHED, State.ACKNOWLEDGED, State.UNKNOWN})
 
+SESSION_VERBS = frozenset({10})
+"""VERB_EXEC: it lasts as long as its caller likes, so it takes no place of its agent's window once it has begun."""
+
 BEFORE: dict[State, frozenset[State]] = {
     State.DISPATCHED: frozenset({State.PENDING}),
     State.ACKNOWLEDGED: frozenset({State.DISPATCHED}),

@@ -10,48 +10,45 @@ next Hello brings it.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from lading_server import errors, names
 from lading_server.call import Call
 from lading_server.clock import Clock, now
-from lading_server.commands import ENDS, State
-from lading_server.ends import End, event_of, record_end
+from lading_server.commands import ENDS, SESSION_VERBS, State
+from lading_server.ends import End, record_cancel, record_end, record_evidence, record_start
 from lading_server.errors import Code
-from lading_server.event import Stage
 from lading_server.ledger.ledger import Ledger
-from lading_server.ledger.transaction import Proof, Sight, Transaction
-from lading_server.orders import Order, check_same, record_order
+from lading_server.ledger.transaction import Proof, Transaction
+from lading_server.orders import Order, check_agent, check_same, record_order
+from lading_server.reconciliation import Sending, prove_again
 from lading_server.sessions import WINDOW, Session, Sessions
 from lading_server.store import agents, commands
 from lading_server.store.commands import Row
 from lading_server.store.reader import Reader
+from lading_server.store.wakeups import Topic
+from lading_server.waiters import Waiters
 
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
-POLL_SECONDS = 2.0
-"""A settled command that another replica recorded is seen after this long at the latest."""
 SWEEP_MAX = 500
 RESEND_MICROSECONDS = 10_000_000
 """A command that its agent has not acknowledged after this long may never have been sent."""
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
-    """A command on its way to an agent, with the proof that its intent is in the log."""
-
-    row: Row
-    proof: Proof
+def tell_nobody(_topic: Topic) -> None:
+    """For a process that is the only one of its database."""
 
 
 class Dispatcher:
     """The one place that changes the state of commands.
 
     `seal` makes the bytes of a command that the agent gets, from its columns; `frame` makes the message that carries
-    them with their proof, or the proof of the tree alone when there is no command.
+    them with their proof, or the proof of the tree alone when there is no command. `tell` wakes the other processes of
+    this database.
     """
 
     def __init__(
@@ -61,11 +58,14 @@ class Dispatcher:
         sessions: Sessions,
         seal: Callable[[dict[str, Any], bytes], bytes],
         frame: Callable[[Row | None, Proof], Any],
+        cancel_frame: Callable[[str], Any],
         clock: Clock = now,
+        tell: Callable[[Topic], None] = tell_nobody,
     ) -> None:
         self._ledger, self._reader, self._sessions = ledger, reader, sessions
-        self._seal, self._frame, self._clock = seal, frame, clock
-        self._waiting: dict[str, set[asyncio.Future[Row]]] = {}
+        self._seal, self._frame, self._cancel_frame = seal, frame, cancel_frame
+        self._clock, self.tell = clock, tell
+        self._waiters = Waiters(reader)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def create(self, call: Call, order: Order) -> Row:
@@ -86,17 +86,18 @@ class Dispatcher:
         if session is not None:
             session.credit -= direct
             session.queued += not direct
-        made = False
+        made = elsewhere = False
 
         def apply(transaction: Transaction) -> tuple[Row, Proof | None]:
-            nonlocal made
-            made = False
+            nonlocal made, elsewhere
+            made = elsewhere = False
             known = commands.get_by_request(transaction.connection, organization, call.actor.id, order.request_id)
             if known is not None:
                 check_same(known, order)
                 return known, None
             agent = check_agent(agents.get(transaction.connection, organization, order.agent), order.agent)
             made = True
+            elsewhere = agent.replica != self._ledger.boot_id
             # Once a newer session has begun this one is fenced: then the newer one sends it.
             to = None
             if session is not None and direct and session.epoch == agent.epoch:
@@ -129,6 +130,8 @@ class Dispatcher:
         if row.state == State.PENDING and newest is not None:
             newest.backlog = True
             self.wake(newest)
+        if row.state == State.PENDING and elsewhere:
+            self.tell(Topic.COMMANDS)
         return row
 
     async def _require_online(self, call: Call, order: Order) -> None:
@@ -159,22 +162,7 @@ class Dispatcher:
 
     async def wait(self, organization: str, command: str, seconds: float | None) -> Row:
         """The command once it is settled, or UNKNOWN. Raises TimeoutError after `seconds`."""
-        answer: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(command, set()).add(answer)
-        try:
-            async with asyncio.timeout(seconds):
-                while True:
-                    row = await self._reader.read(commands.get, organization, command)
-                    if row is not None and (row.settled_at is not None or row.state == State.UNKNOWN):
-                        return row
-                    done, _ = await asyncio.wait((answer,), timeout=POLL_SECONDS)
-                    if done:
-                        return answer.result()
-        finally:
-            waiting = self._waiting.get(command, set())
-            waiting.discard(answer)
-            if not waiting:
-                self._waiting.pop(command, None)
+        return await self._waiters.wait(organization, command, seconds)
 
     def wake(self, session: Session) -> None:
         """Send what waits in the database for this session's agent, as far as its window goes."""
@@ -196,10 +184,10 @@ class Dispatcher:
                         limit,
                         transaction.recorded_at,
                     )
-                    return [prove_again(transaction, row, session) for row in found]
+                    return [prove_again(transaction, row, session.sight) for row in found]
 
                 session.backlog = False  # who queues another one meanwhile sets it again
-                taken = await self._ledger.commit((session.organization,), take)
+                taken = await self._ledger.commit((session.organization,), take, late=partial(self._send_late, session))
                 session.backlog = session.backlog or len(taken) == limit
                 session.credit -= len(taken)
                 await self._send(session, taken)
@@ -207,6 +195,11 @@ class Dispatcher:
             session.backlog = True  # the next heartbeat wakes it again
         finally:
             session.flushing = False
+
+    def _send_late(self, session: Session, taken: list[Sending]) -> None:
+        """What a COMMIT took that answered too late: the proofs that follow go on from the trees of these."""
+        session.credit -= len(taken)
+        self._spawn(self._send(session, taken))
 
     async def _send(self, session: Session, taken: list[Sending]) -> None:
         for one in taken:
@@ -218,48 +211,51 @@ class Dispatcher:
 
     async def _send_again(self, session: Session, row: Row) -> None:
         def prove(transaction: Transaction) -> list[Sending]:
-            return [prove_again(transaction, row, session)]
+            return [prove_again(transaction, row, session.sight)]
 
-        await self._send(session, await self._ledger.commit((session.organization,), prove))
+        def send(again: list[Sending]) -> None:
+            self._spawn(self._send(session, again))
+
+        await self._send(session, await self._ledger.commit((session.organization,), prove, late=send))
 
     async def show_growth(self, session: Session) -> None:
-        """Show the agent the tree as it is now, for it to check and to cosign."""
+        """Show the agent the tree as it is now, for it to check and to cosign. Whoever stops waiting for it stops
+        nothing: a proof that is not shown would keep all that come after it waiting for their turn."""
+        if not session.growing:
+            session.growing = True
+            await asyncio.shield(self._spawn(self._show_growth(session)))
 
+    async def _show_growth(self, session: Session) -> None:
         def look(transaction: Transaction) -> Proof:
             return transaction.prove_again(session.organization, -1, session.sight)
 
-        proof = await self._ledger.commit((session.organization,), look)
-        grown = proof.checkpoint and proof.size > proof.extends
-        await session.show(self._frame(None, proof) if grown else None, proof.turn)
+        async def show(proof: Proof) -> None:
+            grown = proof.checkpoint and proof.size > proof.extends
+            await session.show(self._frame(None, proof) if grown else None, proof.turn)
+
+        def show_late(proof: Proof) -> None:
+            self._spawn(show(proof))
+
+        try:
+            await show(await self._ledger.commit((session.organization,), look, late=show_late))
+        finally:
+            session.growing = False
 
     async def acknowledge(self, session: Session, command: str, agent_time: int | None) -> None:
         """The agent has journalled a command: it is STARTED."""
 
-        def apply(transaction: Transaction) -> None:
-            self._acknowledge(transaction, session.organization, session.agent, command, session.epoch, agent_time)
+        def apply(transaction: Transaction) -> Row | None:
+            return record_start(transaction, session.organization, session.agent, command, session.epoch, agent_time)
 
-        await self._ledger.commit((session.organization,), apply)
+        row = await self._ledger.commit((session.organization,), apply)
+        if row is not None and row.verb in SESSION_VERBS:
+            self._refund(session)
 
-    def _acknowledge(
-        self,
-        transaction: Transaction,
-        organization: str,
-        agent: str,
-        command: str,
-        epoch: int,
-        agent_time: int | None,
-    ) -> None:
-        row = commands.move(
-            transaction.connection,
-            organization,
-            command,
-            State.ACKNOWLEDGED,
-            epoch=epoch,
-            agent=agent,
-            acknowledged_at=transaction.recorded_at,
-        )
-        if row is not None:
-            transaction.append(event_of(row, Stage.STARTED, transaction.recorded_at, {"agent_time": agent_time}))
+    def _refund(self, session: Session) -> None:
+        """A command takes no place of the window any more."""
+        session.credit = min(session.credit + 1, WINDOW)
+        if session.backlog:
+            self.wake(session)
 
     async def settle(
         self, session: Session, command: str, end: End, also: Callable[[Transaction], None] | None = None
@@ -268,12 +264,12 @@ class Dispatcher:
 
         The agent may forget it once this has returned. `also` is done in the same transaction.
         """
-        index = await self._settle(session.organization, command, end, session.agent, session.epoch, also)
-        if index >= 0:
-            session.credit = min(session.credit + 1, WINDOW)
-        if session.backlog:
+        done = await self._settle(session.organization, command, end, session.agent, session.epoch, also)
+        if done is not None and not (done[0].verb in SESSION_VERBS and done[0].acknowledged_at):
+            self._refund(session)
+        elif session.backlog:
             self.wake(session)
-        return index
+        return -1 if done is None else done[1]
 
     async def _settle(
         self,
@@ -283,62 +279,22 @@ class Dispatcher:
         agent: str | None = None,
         epoch: int | None = None,
         also: Callable[[Transaction], None] | None = None,
-    ) -> int:
+    ) -> tuple[Row, int] | None:
         def apply(transaction: Transaction) -> tuple[Row, int] | None:
             done = record_end(transaction, organization, command, end, agent, epoch)
             if done is not None and also is not None:
                 also(transaction)
+            if done is None and agent is not None:
+                record_evidence(transaction, organization, agent, command, end, epoch)
             return done
 
         done = await self._ledger.commit((organization,), apply)
-        if done is None:
-            return -1
-        self._resolve(done[0])
-        return done[1]
-
-    def reconcile(
-        self,
-        transaction: Transaction,
-        organization: str,
-        agent: str,
-        epoch: int,
-        held: dict[str, End | None],
-        same_journal: bool,
-        sight: Sight,
-    ) -> tuple[list[Sending], list[Row], int]:
-        """Settle what the agent's journal tells at the begin of a session. Runs in the unit that raises the epoch.
-
-        `held`: commands in the journal, with their end if they have one. Returns the commands to send again, those that
-        were settled, and how many are in the agent's hands.
-        """
-        resend: list[Sending] = []
-        settled: list[Row] = []
-        in_hand = 0
-        for row in commands.list_unsettled(transaction.connection, organization, agent):
-            if row.state == State.PENDING:
-                continue
-            end = held.get(row.id)
-            if end is None and row.id not in held:
-                if not same_journal or row.acknowledged_at is not None:
-                    end = End(State.UNKNOWN, Code.UNKNOWN, "the agent's journal does not hold it", "journal")
-                elif row.state == State.DISPATCHED and row.deliver_by > transaction.recorded_at:
-                    again = commands.renew(transaction.connection, row.id, epoch)
-                    resend.append(Sending(again, transaction.prove_again(organization, row.event_index, sight)))
-                    continue
-                else:
-                    end = End(State.FAILED, Code.UNAVAILABLE, "it never reached the agent", "journal")
-            if end is not None:
-                done = record_end(transaction, organization, row.id, end, agent, epoch)
-                if done is not None:
-                    settled.append(done[0])
-                continue
-            in_hand += 1
-            commands.renew(transaction.connection, row.id, epoch)
-            self._acknowledge(transaction, organization, agent, row.id, epoch, None)
-        return resend, settled, in_hand + len(resend)
+        if done is not None:
+            self._resolve(done[0])
+        return done
 
     def resume(self, session: Session, resend: list[Sending], settled: list[Row]) -> None:
-        """After `reconcile` is committed: send again, and answer those who wait."""
+        """After `reconciliation.reconcile` is committed: send again, and answer those who wait."""
         for row in settled:
             self._resolve(row)
         # The agent sees the log before anything else of it: the first time, it pins the log's key.
@@ -364,48 +320,73 @@ class Dispatcher:
             end = End(State.EXPIRED, Code.DEADLINE_EXCEEDED, "its agent did not come in time", "never sent")
             await self._settle(row.organization, row.id, end)
         for row in await self._reader.read(commands.list_lost, at, SWEEP_MAX):
+            session = self._sessions.get(row.organization, row.agent)
+            if session is not None and session.epoch == row.epoch and session.alive:
+                continue  # the clock jumped: this agent's lease, which it was told in seconds, holds
             lost = End(State.UNKNOWN, Code.UNKNOWN, "the agent's lease was lost while it was in flight", "lease")
             await self._settle(row.organization, row.id, lost, epoch=row.epoch)
-        for row in await self._reader.read(commands.list_waiting, at, SWEEP_MAX):
-            session = self._sessions.get(row.organization, row.agent)
-            if session is not None and not session.flushing:
-                session.backlog = True
-                self.wake(session)
-        for row in await self._reader.read(commands.list_silent, at - RESEND_MICROSECONDS, SWEEP_MAX):
+        await self.look_for_work()
+        silent = (self._ledger.boot_id, at - RESEND_MICROSECONDS, SWEEP_MAX)
+        for row in await self._reader.read(commands.list_silent, *silent):
             session = self._sessions.get(row.organization, row.agent)
             if session is not None and session.epoch == row.epoch and row.id not in session.resent:
                 session.resent.add(row.id)  # once: an agent that has it knows it by its id, and takes it no second time
                 self._spawn(self._send_again(session, row))
 
-    async def cancel(self, call: Call, command: str) -> tuple[Row, Session | None]:
-        """Cancel a command that was not dispatched; for one in flight, return the session to ask.
+    async def look_for_work(self) -> None:
+        """Send what waits for the agents of this process: others may have left it. Raises StoreUnavailable."""
+        waiting = await self._reader.read(commands.list_waiting, self._ledger.boot_id, self._clock(), SWEEP_MAX)
+        for row in waiting:
+            session = self._sessions.get(row.organization, row.agent)
+            if session is not None:
+                session.backlog = True
+                self.wake(session)
+        for row in await self._reader.read(commands.list_cancels, self._ledger.boot_id, SWEEP_MAX):
+            session = self._sessions.get(row.organization, row.agent)
+            if session is not None:
+                self._ask_cancel(session, row)
+
+    async def look_for_ends(self) -> None:
+        """Answer those who wait for commands that another process settled. Raises StoreUnavailable."""
+        await self._waiters.look()
+        self._sessions.notify_all()
+
+    def announce(self, row: Row) -> None:
+        """Answer those who wait for the end of a command."""
+        self._resolve(row)
+
+    async def cancel(self, call: Call, command: str) -> Row:
+        """Cancel a command that was not dispatched. One in flight stays as it stands, and its agent is asked, by
+        whichever process has it, now or when it is back.
 
         Raises NotFound, FailedPrecondition.
         """
 
         def apply(transaction: Transaction) -> tuple[Row, bool]:
-            row = commands.get(transaction.connection, call.organization, command)
-            if row is None:
-                raise errors.NotFound(f"there is no command {command} in your organization")
-            if row.settled_at is not None:
-                raise errors.FailedPrecondition(f"the command is {State(row.state).name} already")
-            if row.state != State.PENDING:
-                return row, False
-            end = End(State.CANCELLED, Code.CANCELLED, f"cancelled by {call.actor.id}", "never sent")
-            done = record_end(transaction, call.organization, command, end)
-            assert done is not None
-            return done[0], True
+            return record_cancel(transaction, call, command)
 
         row, done = await self._ledger.commit((call.organization,), apply)
+        session = self._sessions.get(call.organization, row.agent)
         if done:
             self._resolve(row)
-            return row, None
-        return row, self._sessions.get(call.organization, row.agent)
+        elif session is not None:
+            self._ask_cancel(session, row)
+        else:
+            self.tell(Topic.COMMANDS)
+        return row
+
+    def _ask_cancel(self, session: Session, row: Row) -> None:
+        """Once; and once more when it was acknowledged since, for a cancel that overtakes its command is lost."""
+        acknowledged = row.acknowledged_at is not None
+        if (acknowledged and session.cancelled.get(row.id)) or (row.id in session.cancelled and not acknowledged):
+            return
+        session.cancelled[row.id] = acknowledged
+        self._spawn(session.send(self._cancel_frame(row.id)))
 
     def _resolve(self, row: Row) -> None:
-        for answer in self._waiting.pop(row.id, ()):
-            if not answer.done():
-                answer.set_result(row)
+        """This process settled a command: whoever waits for it is here, or elsewhere."""
+        if not self._waiters.answer(row):
+            self.tell(Topic.ENDS)
         self._sessions.notify(row.organization)
 
     def _spawn(self, work: Coroutine[Any, Any, R]) -> "asyncio.Task[R]":
@@ -420,21 +401,3 @@ class Dispatcher:
         if failure is not None and not isinstance(failure, errors.Error):
             # The stream broke under a frame: the agent's next Hello tells what it has, and that settles it.
             log.info("a frame was not sent: %s", failure or type(failure).__name__)
-
-
-def prove_again(transaction: Transaction, row: Row, session: Session) -> Sending:
-    """A command that waited, with the proof of its intent in the tree as it is now."""
-    return Sending(row, transaction.prove_again(row.organization, row.event_index, session.sight))
-
-
-def check_agent(row: agents.Row | None, agent: str) -> agents.Row:
-    """Raise unless the agent exists and takes commands."""
-    if row is None:
-        raise errors.NotFound(f"there is no agent {agent} in your organization: see `lading agents ls`")
-    if row.banned:
-        raise errors.FailedPrecondition(f"agent {agent} is banned", metadata={"agent": agent})
-    if row.drained:
-        raise errors.FailedPrecondition(
-            f"agent {agent} is drained and takes no commands: `lading agents resume {agent}`", metadata={"agent": agent}
-        )
-    return row

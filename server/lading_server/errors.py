@@ -113,6 +113,10 @@ class FailedPrecondition(Error):
     code = Code.FAILED_PRECONDITION
 
 
+class NotRunning(FailedPrecondition):
+    """The rollout does not run."""
+
+
 class Aborted(Error):
     """Somebody else was faster: read again and repeat."""
 
@@ -135,6 +139,12 @@ class Overloaded(Error):
     code = Code.RESOURCE_EXHAUSTED
 
 
+class LedgerOverloaded(Overloaded):
+    """Too many calls wait for the audit log: try again."""
+
+    reason = "OVERLOADED"
+
+
 class LedgerUnavailable(Error):
     """The audit log cannot be written now, so nothing was done: try again."""
 
@@ -147,6 +157,12 @@ class StoreUnavailable(Error):
     code = Code.UNAVAILABLE
 
 
+class Damaged(Error):
+    """What is stored is damaged: `lading audit verify` says where."""
+
+    code = Code.DATA_LOSS
+
+
 class AgentOffline(Error):
     """The agent is not connected."""
 
@@ -157,6 +173,16 @@ class Stopping(Error):
     """The server is stopping: connect again."""
 
     code = Code.UNAVAILABLE
+
+
+class ConnectsShed(Error):
+    """More agents connect at once than the server takes: come again when told."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class AgentCloned(FailedPrecondition):
+    """Two processes use this agent's name at once: its sessions are refused until an operator lifts this."""
 
 
 class CallerGone(Error):
@@ -173,3 +199,12 @@ class DeadlineExceeded(Error):
 
 class CommandFailed(Error):
     """The command failed."""
+
+
+def already_used(request_id: str, by: str, differing: list[str], **metadata: str) -> AlreadyExists:
+    """The error for other content under an idempotency key that was used, `by` a command or an operation."""
+    return AlreadyExists(
+        f"request_id {request_id} was used for another call, {by}; what differs: {', '.join(differing)}. "
+        "Choose a new one",
+        metadata={**metadata, "differs": ",".join(differing)},
+    )

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -29,6 +29,7 @@ POLL_SECONDS = 1.0
 COMMIT_SECONDS_MAX = 5.0
 """A change that was not committed by then was undone."""
 PRINCIPALS_MAX = 10_000
+REPLICA = "replica"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Identity:
         self._expected = (-1, 0.0)
         self._reading = asyncio.Lock()
         self._poll: asyncio.Task[None] | None = None
+        self.changed: Callable[[], None] = lambda: None
+        """Called when this process has changed them."""
 
     async def start(self) -> None:
         """Read the tables, and keep them fresh. Raises StoreUnavailable."""
@@ -94,6 +97,12 @@ class Identity:
         version, until = self._expected
         if version > self._access.version and time.monotonic() < until:
             self._commits += 1
+            self.changed()
+
+    async def look(self) -> None:
+        """Another replica changed them. Raises StoreUnavailable."""
+        self._commits += 1
+        await self._refresh()
 
     def identify_cached(self, authorization: str) -> Principal | None:
         """Who has this `authorization` header, if that is known and still true; costs a hash and a look-up."""
@@ -155,7 +164,7 @@ class Identity:
             claims.subject,
             claims.email,
             claims.name,
-            "token" if claims.issuer == ISSUER else "oidc",
+            auth_method_of(claims),
             claims.id or f"sha256:{hashlib.sha256(token.encode()).hexdigest()[:16]}",
         )
         principal = self._principal(claims.organization, actor, claims.expires_at)
@@ -196,6 +205,8 @@ class Identity:
     def _grants(self, organization: str, actor: Actor) -> tuple[frozenset[int], frozenset[str]]:
         if actor.type is ActorType.AGENT:
             return frozenset(), roles.OF_AGENTS
+        if actor.auth_method == REPLICA:
+            return frozenset(), roles.OF_REPLICAS
         held = self._access.bindings.get((organization, actor.id), frozenset())
         return held, roles.permissions(held, organization)
 
@@ -225,6 +236,13 @@ class Identity:
                 failed = True
             else:
                 failed = False
+
+
+def auth_method_of(claims: tokens.Claims) -> str:
+    """How the bearer of a token showed who it is."""
+    if claims.replica:
+        return REPLICA
+    return "token" if claims.issuer == ISSUER else "oidc"
 
 
 def is_local(peer: str) -> bool:

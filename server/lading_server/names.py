@@ -1,11 +1,14 @@
-"""Resource names (AIP-122): `agents/{agent}`, `agents/{agent}/containers/{container}`, `commands/{uuid}`."""
+"""Resource names (AIP-122): `agents/{agent}`, `agents/{agent}/containers/{container}`, `commands/{uuid}`,
+`rollouts/{uuid}`."""
 
 import re
 
 ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _AGENT = re.compile(rf"agents/({ID.pattern})")
 _CONTAINER = re.compile(rf"agents/({ID.pattern})/containers/({ID.pattern})")
-_COMMAND = re.compile(r"commands/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_UUID = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+_COMMAND = re.compile(f"commands/{_UUID}")
+_ROLLOUT = re.compile(f"rollouts/{_UUID}")
 
 
 def agent_of(name: str) -> str:
@@ -26,6 +29,12 @@ def command_of(name: str) -> str:
     return found[1] if found else ""
 
 
+def rollout_of(name: str) -> str:
+    """`rollouts/{uuid}` → the UUID; empty when it is not the name of a rollout."""
+    found = _ROLLOUT.fullmatch(name)
+    return found[1] if found else ""
+
+
 def agent_name(agent: str) -> str:
     """`dock-1` → `agents/dock-1`."""
     return f"agents/{agent}"
@@ -41,6 +50,11 @@ def command_name(command: str) -> str:
     return f"commands/{command}"
 
 
+def rollout_name(rollout: str) -> str:
+    """UUID → `rollouts/{uuid}`."""
+    return f"rollouts/{rollout}"
+
+
 def target_of(target_type: str, value: str) -> tuple[tuple[str, str], str]:
     """The target of an event for the value of a request field, and the agent it is on (or empty).
 
@@ -51,4 +65,4 @@ def target_of(target_type: str, value: str) -> tuple[tuple[str, str], str]:
         return (target_type, f"{agent}/{container}"), agent
     if agent := agent_of(value):
         return (target_type, agent), agent
-    return (target_type, command_of(value) or value[:512]), ""
+    return (target_type, command_of(value) or rollout_of(value) or value[:512]), ""

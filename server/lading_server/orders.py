@@ -2,18 +2,18 @@
 
 import base64
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from lading_server import errors, names
+from lading_server import errors, fingerprints, names
 from lading_server.call import Call
 from lading_server.clock import new_id
 from lading_server.commands import State
 from lading_server.ends import target_of
 from lading_server.event import Event, Outcome, Stage
 from lading_server.ledger.transaction import Proof, Sight, Transaction
-from lading_server.store import commands
+from lading_server.store import agents, commands, rollouts
 from lading_server.store.commands import Row
 
 
@@ -33,6 +33,19 @@ class Order:
     reason: str
     request_id: str
     detach: bool
+    rollout: str = ""
+    """UUID of the rollout it is part of, and its target's number there."""
+    number: int = -1
+    id: str = ""
+    """UUID that its command is to have; empty: a new one."""
+    fields: Mapping[str, bytes] = field(default_factory=dict)
+    """What the caller said, by the names of the request's fields: a repeated call must say the same."""
+
+    @property
+    def content(self) -> dict[str, bytes]:
+        """What must be the same when it is asked for again."""
+        said = dict(self.fields) or {"arguments": self.arguments, "precondition": self.precondition}
+        return {**said, "name": f"{self.agent}/{self.container}".encode(), "method": str(self.verb).encode()}
 
 
 def record_order(
@@ -46,10 +59,13 @@ def record_order(
 
     The session is given by its epoch and what its agent was shown of the log; then the proof of the intent is for it.
     `seal` makes the bytes that the agent gets, from the command's columns and arguments.
+    Raises NotRunning for a target of a rollout that was halted, or where another replica was faster.
     """
     at = transaction.recorded_at
     epoch = None if to is None else to[0]
-    command = new_id()
+    command = order.id or new_id()
+    if order.rollout and not rollouts.begin_target(transaction.connection, order.rollout, order.number, command):
+        raise errors.NotRunning
     actor = call.actor
     values: dict[str, Any] = {
         "id": command,
@@ -58,7 +74,7 @@ def record_order(
         "container": order.container,
         "verb": order.verb,
         "arguments_shown": order.arguments_shown,
-        "fingerprint": fingerprint_of(command, order),
+        "fingerprint": fingerprints.digest(order.content).encode() if order.request_id else b"",
         "precondition": order.precondition,
         "state": int(State.PENDING if epoch is None else State.DISPATCHED),
         "epoch": epoch or 0,
@@ -81,6 +97,7 @@ def record_order(
         "error": "",
         "evidence": "",
         "container_id": "",
+        "rollout": order.rollout,
     }
     values["envelope"] = seal(values, order.arguments)
     details = {
@@ -115,18 +132,27 @@ def record_order(
 
 
 def check_same(known: Row, order: Order) -> None:
-    """Raise AlreadyExists unless a repeated call asks for the same."""
-    if known.fingerprint != fingerprint_of(known.id, order):
-        raise errors.AlreadyExists(
-            f"request_id {order.request_id} was used for another call, command {known.id}: choose a new one",
-            metadata={"command": names.command_name(known.id)},
+    """Raise AlreadyExists, naming what differs, unless a repeated call asks for the same."""
+    differing = fingerprints.differences(known.fingerprint, order.content)
+    if differing:
+        name = names.command_name(known.id)
+        raise errors.already_used(order.request_id, f"command {known.id}", differing, command=name)
+
+
+def check_agent(row: agents.Row | None, agent: str) -> agents.Row:
+    """Raise unless the agent exists and takes commands."""
+    if row is None:
+        raise errors.NotFound(f"there is no agent {agent} in your organization: see `lading agents ls`")
+    if row.banned:
+        raise errors.FailedPrecondition(f"agent {agent} is banned", metadata={"agent": agent})
+    if row.quarantined:
+        raise errors.AgentCloned(
+            f"agent {agent} is quarantined: two processes used its name at once. See `lading audit ls "
+            f"action:agent.clone agent:{agent}`, stop one of them, then `lading agents unban {agent}`",
+            metadata={"agent": agent},
         )
-
-
-def fingerprint_of(command: str, order: Order) -> bytes:
-    """Digest of what is asked, salted with the command's id because the arguments may hold secrets."""
-    digest = hashlib.sha256(command.encode())
-    for part in (order.agent, order.container, str(order.verb)):
-        digest.update(part.encode() + b"\0")
-    digest.update(hashlib.sha256(order.arguments).digest() + hashlib.sha256(order.precondition).digest())
-    return digest.digest()
+    if row.drained:
+        raise errors.FailedPrecondition(
+            f"agent {agent} is drained and takes no commands: `lading agents resume {agent}`", metadata={"agent": agent}
+        )
+    return row

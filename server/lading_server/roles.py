@@ -18,7 +18,7 @@ class Role(IntEnum):
 
 _VIEWER = frozenset({"container.read", "container.logs", "command.read", "agent.read", "audit.read"})
 _AUDITOR = _VIEWER | {"audit.export", "access.read"}
-_OPERATOR = _VIEWER | {"container.operate", "agent.operate"}
+_OPERATOR = _VIEWER | {"container.operate", "container.exec", "command.resolve", "agent.operate"}
 _RECORDER = frozenset({"audit.record"})
 _ADMIN = _AUDITOR | _OPERATOR | _RECORDER | {"agent.admin", "access.admin", "audit.erase"}
 
@@ -31,6 +31,8 @@ GRANTS: dict[int, frozenset[str]] = {
 }
 OF_AGENTS = frozenset({"agent.connect"})
 """What agents may do, and nobody else: no role grants it, and agents have no roles."""
+OF_REPLICAS = frozenset({"replica.relay"})
+"""What the processes of this server may do, and nobody else."""
 OF_SYSTEM_ADMINS = frozenset({"organization.create"})
 
 

@@ -1,6 +1,7 @@
 """The agents that are connected to this process."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -11,9 +12,60 @@ from lading_server import errors
 from lading_server.ledger.transaction import Sight
 
 HEARTBEAT_SECONDS = 15.0
-LEASE_SECONDS = 3 * HEARTBEAT_SECONDS
+HEARTBEATS_PER_SECOND = 300.0
+"""Most that one process sees: with more agents each sends fewer."""
+LEASE_BEATS = 3
+"""Heartbeats that may fail to come before an agent counts as lost."""
 WINDOW = 64
 """Most commands that an agent has without a result."""
+
+
+CANARY = "canary"
+SIGNED_RESULTS = "signed-results"
+"""What agents say in Hello that they can do."""
+
+
+@dataclass(slots=True)
+class Pulse:
+    """Whether an agent processes what it is sent, and whether its executor moves. Times as `time.monotonic`."""
+
+    acked: int = 0
+    canary: str = ""
+    """Nonce of the one that is out."""
+    canary_at: float = field(default_factory=time.monotonic)
+    """When it was sent, or the last one came back."""
+    acted_at: int | None = None
+    """When the last one came back, microseconds since the epoch."""
+    _mark: tuple[int, float] | None = None
+
+    def sent(self, seq: int) -> None:
+        """A frame with this number leaves."""
+        if self._mark is None:
+            self._mark = (seq, time.monotonic())
+
+    def heard(self, ack: int, newest: int) -> None:
+        """A frame came that says what the agent has processed; `newest`: number of the last frame that left."""
+        self.acked = max(self.acked, min(ack, newest))
+        if self._mark is not None and self.acked >= self._mark[0]:
+            self._mark = None if self.acked >= newest else (newest, time.monotonic())
+
+    def hearing(self, within: float) -> bool:
+        return self._mark is None or time.monotonic() - self._mark[1] <= within
+
+    def acting(self, within: float) -> bool:
+        return not self.canary or time.monotonic() - self.canary_at <= within
+
+    def echo(self, nonce: str, at: int) -> bool:
+        """A canary came back; whether it is the one that is out."""
+        if not nonce or nonce != self.canary:
+            return False
+        self.canary, self.canary_at, self.acted_at = "", time.monotonic(), at
+        return True
+
+
+def heartbeat_of(agents: int) -> float:
+    """Seconds between two heartbeats of one agent, for a process that serves so many."""
+    return max(HEARTBEAT_SECONDS, agents / HEARTBEATS_PER_SECOND)
 
 
 @dataclass(slots=True, eq=False)
@@ -22,8 +74,12 @@ class Session:
 
     `send` writes a frame's content with the next sequence number; `credit` is what is left of the window; `backlog`
     says that commands wait in the database, `queued` how many are being put there, and `flushing` that they are being
-    sent, so that newer ones must not overtake them. `sight` is the tree of the log that the agent was shown last, and
-    `turn` the number of the proof that is next. `resent`: commands that were sent a second time.
+    sent, so that newer ones must not overtake them; `growing` that it is being shown the log alone. `sight` is the tree
+    of the log that the agent was shown last, and `turn` the number of the proof that is next. `resent`: commands that
+    were sent a second time; `cancelled`: those that it was asked to stop, with whether it had acknowledged them then.
+    `heartbeat` and `lease` in seconds. `boot` and `journal` as in Hello. `began_at`: microseconds since the epoch.
+    `ends_at`: when it is drained for its age, as `time.monotonic`. `probes`: canaries that somebody waits for, by
+    nonce.
     """
 
     organization: str
@@ -35,11 +91,22 @@ class Session:
     backlog: bool = True
     queued: int = 0
     flushing: bool = False
+    growing: bool = False
     sight: Sight = field(default_factory=Sight)
     turn: int = 0
     witness_key: note.Key | None = None
     resent: set[str] = field(default_factory=set)
+    cancelled: dict[str, bool] = field(default_factory=dict)
+    heartbeat: float = HEARTBEAT_SECONDS
+    lease: float = LEASE_BEATS * HEARTBEAT_SECONDS
+    boot: str = ""
+    journal: str = ""
+    capabilities: frozenset[str] = frozenset()
+    began_at: int = 0
+    ends_at: float = math.inf
     draining: bool = False
+    pulse: Pulse = field(default_factory=Pulse)
+    probes: dict[str, asyncio.Event] = field(default_factory=dict)
     heard_at: float = field(default_factory=time.monotonic)
     sent: int = 0
     received: int = 0
@@ -54,6 +121,7 @@ class Session:
         async with self.writing:
             self.sent += 1
             frame.epoch, frame.seq, frame.ack = self.epoch, self.sent, self.received
+            self.pulse.sent(self.sent)
             try:
                 await self.write(frame)
             except errors.CallerGone as failure:
@@ -83,9 +151,25 @@ class Session:
         return self.credit > 0 and not (self.backlog or self.queued or self.flushing or self.draining)
 
     @property
+    def alive(self) -> bool:
+        """It was heard within its lease, whatever the clock says that the database has the lease's end by."""
+        return time.monotonic() - self.heard_at <= self.lease
+
+    @property
     def stale(self) -> bool:
         """No heartbeat for longer than two intervals."""
-        return time.monotonic() - self.heard_at > 2 * HEARTBEAT_SECONDS
+        return time.monotonic() - self.heard_at > 2 * self.heartbeat
+
+    @property
+    def hearing(self) -> bool:
+        """It has processed what was sent more than two intervals ago."""
+        return self.pulse.hearing(2 * self.heartbeat)
+
+    @property
+    def acting(self) -> bool:
+        """The newest canary came back through its executor, or has not been out for two intervals. True also of an
+        agent that knows no canaries: of it nothing is known."""
+        return CANARY not in self.capabilities or self.pulse.acting(2 * self.heartbeat)
 
 
 class Sessions:
@@ -94,6 +178,12 @@ class Sessions:
     def __init__(self) -> None:
         self._by_agent: dict[tuple[str, str], Session] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self.expected = 0
+        """Agents that may come soon, from what was here before."""
+
+    def heartbeat(self) -> float:
+        """Seconds between two heartbeats for an agent that connects now."""
+        return heartbeat_of(max(len(self._by_agent) + 1, self.expected))
 
     def get(self, organization: str, agent: str) -> Session | None:
         """The agent's session in this process."""
@@ -136,3 +226,8 @@ class Sessions:
         """Something about the organization's agents changed."""
         for event in self._watchers.get(organization, ()):
             event.set()
+
+    def notify_all(self) -> None:
+        """Something may have changed anywhere."""
+        for organization in list(self._watchers):
+            self.notify(organization)

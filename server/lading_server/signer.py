@@ -3,13 +3,20 @@
 The key, and beside it the size and root last signed of each log, live outside the database: a database restored from a
 backup is noticed here and nowhere else. Crash order: the state is on disk before a signature is given away; a crash
 between leaves a state that nobody saw the signature of, which the same tree still extends.
+
+Several processes may serve one data directory. They sign in another order than they committed, so that a state is only
+ever raised, under a lock; and every tree that another process made is held against it before it is built upon. A state
+is written after its commit and read under the lock of the log's head, so that none is ahead of what is looked at.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import secrets
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import serialization
@@ -22,6 +29,9 @@ from lading_server.tree import Growth
 KEY_FILE = "log-key.pem"
 NAME_FILE = "log-name"
 STATE_FOLDER = "signed"
+SLOT_BYTES = 4096
+"""A state is written in place, into one of two slots by turns: one sync of one block, where a new file and its name
+cost three of them; a write that a crash tears leaves the other slot, which is what was signed before."""
 
 Prove = Callable[[int, int], Sequence[bytes]]
 """Consistency proof between two sizes of the log."""
@@ -59,6 +69,7 @@ class Signer:
         self._public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         self._known: dict[str, Signed] = {}
         self._written: dict[str, Signed] = {}
+        self._accepted: set[str] = set()
 
     def organizations(self) -> list[str]:
         """Whose logs were signed."""
@@ -70,10 +81,12 @@ class Signer:
 
     def check(self, organization: str, size: int, root: bytes, prove: Prove) -> None:
         """Raise RolledBack unless the log, as it stands, extends what was last signed of it."""
-        known = self._last(organization)
-        if known is not None and (size, root) != (known.size, known.root):
-            self._check_extends(organization, known, size, root, prove)
-        self._known[organization] = Signed(size, root)
+        found = Signed(size, root)
+        beside = None if organization in self._accepted else self._read(organization)
+        for signed in {self._known.get(organization), beside} - {None, found}:
+            assert signed is not None
+            self._check_extends(organization, signed, size, root, prove)
+        self._known[organization] = found
 
     def follow(self, organization: str, growth: Growth) -> None:
         """The log grew, and was `check`ed before: what it is now extends what it was, by construction."""
@@ -89,21 +102,26 @@ class Signer:
         key = self.key(organization)
         text = note.Checkpoint(key.name, size, root).text()
         if self._written.get(organization) != self._known[organization]:
-            self._write(organization, self._known[organization])
+            self._advance(organization, self._known[organization])
         return f"{text}\n{note.format_signature(key, self._key.sign(text.encode()))}"
 
     def accept(self, organization: str, size: int, root: bytes) -> Signed | None:
         """Go on from here although the log does not extend what was signed; returns what was. `keep` makes it last."""
-        was = self._last(organization)
+        was = self._known.get(organization) or self._read(organization)
         self._known[organization] = Signed(size, root)
+        self._accepted.add(organization)
         return was
 
     def keep(self, organization: str) -> None:
         """Write down the end that was last accepted or followed."""
-        self._write(organization, self._known[organization])
+        with self._alone(organization):
+            self._write(organization, self._known[organization])
+        self._accepted.discard(organization)
 
     def _check_extends(self, organization: str, known: Signed, size: int, root: bytes, prove: Prove) -> None:
         try:
+            if not known.size and known.root != merkle.EMPTY_ROOT:
+                raise ValueError("what was signed is damaged: an empty log has another root")
             if known.size:
                 proof = prove(known.size, size) if known.size < size else ()
                 merkle.verify_consistency(known.size, size, known.root, root, proof)
@@ -115,30 +133,97 @@ class Signer:
                 metadata={"organization": organization},
             ) from failure
 
-    def _last(self, organization: str) -> Signed | None:
-        if organization not in self._known:
-            path = self._path(organization)
-            try:
-                state = json.loads(path.read_text())
-                self._known[organization] = Signed(int(state["size"]), bytes.fromhex(state["root"]))
-            except FileNotFoundError:
-                return None
-            except (ValueError, KeyError, TypeError) as failure:
+    def _read(self, organization: str) -> Signed | None:
+        """What was signed of a log by any process on this folder; None before the first time."""
+        path = self._path(organization)
+        try:
+            return read_state(path.read_text(errors="replace"))
+        except FileNotFoundError:
+            return None
+        except ValueError as failure:
+            raise RolledBack(f"{path} cannot be read: {failure}", metadata={"organization": organization}) from failure
+
+    def _advance(self, organization: str, state: Signed) -> None:
+        """Write a state that extends the last one, into the slot that does not hold it; a reader takes the larger."""
+        with self._alone(organization):
+            newest = self._read(organization)
+            if newest is None or self._path(organization).stat().st_size != 2 * SLOT_BYTES:
+                self._write(organization, state)
+            elif newest.size < state.size:
+                with open(self._path(organization), "rb+") as file:
+                    turn = int(is_slot(file.read(SLOT_BYTES), newest))
+                    os.pwrite(file.fileno(), slot_of(state), turn * SLOT_BYTES)
+                    os.fdatasync(file.fileno())
+            elif newest.size == state.size and newest.root != state.root:
                 raise RolledBack(
-                    f"{path} cannot be read: {failure}", metadata={"organization": organization}
-                ) from failure
-            self._written[organization] = self._known[organization]
-        return self._known[organization]
+                    f"another process signed another tree of {state.size} entries of the log of {organization}: "
+                    "do they use the same database?",
+                    metadata={"organization": organization},
+                )
+            # Else another process has signed more of it, and that is on disk.
+        self._written[organization] = state
+
+    @contextlib.contextmanager
+    def _alone(self, organization: str) -> Iterator[None]:
+        """While this process is the one to write the state of a log."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        file = os.open(self._folder / f"{organization}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
 
     def _write(self, organization: str, state: Signed) -> None:
+        """Write a state whatever was before."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        path = self._path(organization)
-        text = json.dumps({"size": state.size, "root": state.root.hex()}) + "\n"
-        write_durably(path, text.encode())
+        write_durably(self._path(organization), 2 * slot_of(state))
         self._written[organization] = state
 
     def _path(self, organization: str) -> pathlib.Path:
         return self._folder / f"{organization}.json"
+
+
+def slot_of(state: Signed) -> bytes:
+    """A line of JSON that fills a slot."""
+    root = state.root.hex()
+    text = json.dumps({"size": state.size, "root": root, "check": zlib.crc32(f"{state.size} {root}".encode())})
+    return text.ljust(SLOT_BYTES - 1).encode() + b"\n"
+
+
+def is_slot(slot: bytes, state: Signed) -> bool:
+    """Whether a slot holds this state; one that a crash tore holds none."""
+    try:
+        return read_slot(slot.decode(errors="replace")) == state
+    except ValueError:
+        return False
+
+
+def read_slot(line: str) -> Signed:
+    """The state in a slot. Raises ValueError."""
+    try:
+        state = json.loads(line)
+        size, root = int(state["size"]), str(state["root"])
+        # Older ones have no check; they were replaced as a whole.
+        if state.get("check") not in (None, zlib.crc32(f"{size} {root}".encode())):
+            raise ValueError("a write was torn")
+        return Signed(size, bytes.fromhex(root))
+    except (KeyError, TypeError, AttributeError) as failure:
+        raise ValueError(f"it is no state: {failure}") from failure
+
+
+def read_state(text: str) -> Signed:
+    """The larger of the slots that hold one. Raises ValueError when none does."""
+    found: list[Signed] = []
+    failure: Exception | None = None
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        try:
+            found.append(read_slot(line))
+        except ValueError as error:
+            failure = error
+    if not found:
+        raise ValueError(f"it holds no state: {failure or 'it is empty'}")
+    return max(found, key=lambda state: state.size)
 
 
 def write_durably(path: pathlib.Path, content: bytes) -> None:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from lading_server import diff, errors, names
 from lading_server.clock import Clock, now
 from lading_server.event import ActorType
+from lading_server.settings import ISSUER
 
 KEY_FILE = "token-key.pem"
 
@@ -40,6 +41,7 @@ EXPIRES_MAX = 253_402_300_799
 """The end of the year 9999, which is where a Timestamp ends."""
 
 KINDS = {"user": ActorType.USER, "service": ActorType.SERVICE, "agent": ActorType.AGENT}
+REPLICA = "replica"
 _KIND_OF = {kind: name for name, kind in KINDS.items()}
 
 PublicKey = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -62,6 +64,8 @@ class Claims:
     expires_at: int
     email: str = ""
     name: str = ""
+    replica: bool = False
+    """A process of this server, to another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ def sign(key: ed25519.Ed25519PrivateKey, claims: Claims, audience: str) -> str:
         "aud": audience,
         "sub": claims.subject,
         "org": claims.organization,
-        "kind": _KIND_OF[claims.type],
+        "kind": REPLICA if claims.replica else _KIND_OF[claims.type],
         "iat": claims.issued_at // MICROSECONDS,
         "exp": claims.expires_at // MICROSECONDS,
         "jti": claims.id,
@@ -254,7 +258,10 @@ def read(payload: Mapping[str, Any]) -> Claims:
     """Claims of a payload whose signature and times were verified. Raises Unauthenticated for values out of shape."""
     expires = int(payload["exp"])
     organization, subject = _text(payload, "org"), _text(payload, "sub")
-    kind = KINDS.get(_text(payload, "kind", "user"))
+    said = _text(payload, "kind", "user")
+    # Only this server speaks for its processes.
+    replica = said == REPLICA and payload["iss"] == ISSUER
+    kind = ActorType.SERVICE if replica else KINDS.get(said)
     if not names.ID.fullmatch(organization):
         raise _malformed("org")
     if kind is None:
@@ -273,6 +280,7 @@ def read(payload: Mapping[str, Any]) -> Claims:
         expires_at=expires * MICROSECONDS,
         email=_text(payload, "email"),
         name=_text(payload, "name"),
+        replica=replica,
     )
 
 

@@ -13,7 +13,8 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -21,37 +22,31 @@ from grpc.aio import EOF, AbortError
 
 from lading_server import call as calls
 from lading_server import errors
+from lading_server.admission import Bucket
 from lading_server.call import Call, Change
 from lading_server.clock import Clock, new_id, now
 from lading_server.errors import Code
-from lading_server.event import ActorType, Event, Outcome, Stage
-from lading_server.interceptors import access, methods, status, validation
+from lading_server.event import ActorType, Outcome, Stage
+from lading_server.interceptors import access, methods, repeats, status, validation
+from lading_server.interceptors.arrears import Arrears
+from lading_server.interceptors.context import Context, Ending
 from lading_server.interceptors.flood import Flood
 from lading_server.interceptors.methods import Method
+from lading_server.interceptors.records import OUTCOMES, event_of
+from lading_server.interceptors.repeats import Once, apply_change
 from lading_server.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-"""Below core's own limit, so that what is too large is refused here, and recorded with its true status."""
 DEADLINE_SLACK_SECONDS = 0.05
 """The caller's reset can be faster than our timer: 3 ms were seen."""
-GRACE_SECONDS = 0.005
-"""read() reports a cancel, a deadline and a lost connection as a clean end, and write() as a failure of its own; the
-cancellation follows within this."""
 WATCH_SECONDS = 1.0
 OPERATION_KEY = "lading-operation"
+CONNECT = "/lading.v1.AgentLink/Connect"
 CUT_OFF = "the server stopped before the call had ended"
 
 NO_HANDLER: Any = grpc.unary_unary_rpc_method_handler(lambda *_: None)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
-OUTCOMES = {
-    Code.OK: Outcome.SUCCESS,
-    Code.CANCELLED: Outcome.CANCELLED,
-    Code.DEADLINE_EXCEEDED: Outcome.DEADLINE,
-    Code.PERMISSION_DENIED: Outcome.DENIED,
-    Code.UNAUTHENTICATED: Outcome.DENIED,
-}
 
 
 def code_of(code: Any) -> Code:
@@ -69,76 +64,21 @@ class Identifier(Protocol):
         ...
 
 
-class Ending(Exception):
-    """A handler ended its own call with `context.abort`."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code, self.message = code, message
-
-
-class Context:
-    """What handlers get instead of grpc's context: whatever ends the call goes through the log first."""
-
-    __slots__ = ("_messages_in", "_messages_out", "_method", "_parse", "_real", "_serialize", "size")
-
-    def __init__(self, real: Any, method: Method, handler: Any) -> None:
-        self._real, self._method = real, method
-        self._parse, self._serialize = handler.request_deserializer, handler.response_serializer
-        self._messages_in = self._messages_out = self.size = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)  # peer, time_remaining, invocation_metadata, set_code, code, …
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
-        """End the call with this status."""
-        if code is grpc.StatusCode.OK:
-            raise ValueError("abort is for failures: grpc would leave the caller waiting")
-        raise Ending(Code(code.value[0]), details)
-
-    async def read(self) -> Any:
-        """The next message, or grpc.aio.EOF. Raises MessageTooLarge, MalformedRequest."""
-        raw = await self._real.read()
-        if raw is EOF:
-            await asyncio.sleep(GRACE_SECONDS)
-            return EOF
-        self._messages_in += 1
-        self.size = len(raw)
-        if self.size > MESSAGE_BYTES_MAX:
-            raise errors.MessageTooLarge(
-                f"the message has {self.size} bytes, the server takes {MESSAGE_BYTES_MAX}: send less at a time"
-            )
-        try:
-            return self._parse(raw)
-        except Exception as failure:
-            raise errors.MalformedRequest from failure
-
-    async def write(self, message: Any) -> None:
-        """Send a message; waits while the peer does not read. Raises CallerGone."""
-        raw = self._serialize(message)
-        try:
-            await self._real.write(raw)
-        except Exception as failure:
-            await asyncio.sleep(GRACE_SECONDS)
-            raise errors.CallerGone from failure
-        self._messages_out += 1
-
-    async def messages(self) -> AsyncIterator[Any]:
-        """The messages as they come."""
-        while (message := await self.read()) is not EOF:
-            yield message
-
-    def count(self, answered: bool) -> tuple[int, int]:
-        """Messages in and out."""
-        return self._messages_in, self._messages_out + answered
-
-
 class Audit(grpc.aio.ServerInterceptor):
     """The one interceptor that grpc knows of: it runs access and validation inside itself, in this order."""
 
-    def __init__(self, ledger: Ledger, identity: Identifier, known: dict[str, Method], clock: Clock = now) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        identity: Identifier,
+        known: dict[str, Method],
+        clock: Clock = now,
+        bucket: Bucket | None = None,
+    ) -> None:
+        """`bucket`: of the streams of agents that may begin."""
+        self._bucket = bucket or Bucket()
         self._ledger, self._identity, self._methods, self._clock = ledger, identity, known, clock
-        self._flood = Flood(ledger.record)
+        self._flood, self._arrears = Flood(ledger.record), Arrears(ledger)
         self._served: dict[str, Any] = {}
         self._streams: dict[asyncio.Task[Any], tuple[Call, Method]] = {}
         self._background: set[asyncio.Task[Any]] = set()
@@ -150,6 +90,7 @@ class Audit(grpc.aio.ServerInterceptor):
 
         def stop() -> None:
             self._stopping = True
+            self._arrears.give_up()
 
         asyncio.get_running_loop().call_later(seconds, stop)
 
@@ -158,6 +99,7 @@ class Audit(grpc.aio.ServerInterceptor):
         while waiting := self._active | self._background:
             await asyncio.wait(waiting)
         await self._flood.drained()
+        await self._arrears.drained()
 
     async def watch(self) -> None:
         """For ever: end the open streams whose callers may not call any more: a token ended or revoked, a role lost."""
@@ -213,10 +155,12 @@ class Audit(grpc.aio.ServerInterceptor):
             request = await self._read_request(call, context, method)
             access.check(call, method)
             validation.check(method.checks, request)
-            reply = await behaviour(request, context)
+            once = repeats.once_of(self._ledger, call, method, request)
+            serving = behaviour(request, context)
+            reply = await serving if once is None else await once.serve(serving)
             raw: bytes
             if isinstance(reply, Change):
-                raw = await self._commit(call, method, context, handler, reply)
+                raw = await self._commit(call, method, context, handler, reply, once)
             else:
                 raw = handler.response_serializer(reply)
                 code = real.code()
@@ -240,13 +184,13 @@ class Audit(grpc.aio.ServerInterceptor):
             request: Any = None
             if handler.request_streaming:
                 access.check(call, method)
+                self._admit(method)
                 request = context.messages()
             else:
                 request = await self._read_request(call, context, method)
                 access.check(call, method)
                 validation.check(method.checks, request)
-            call.started = True  # also when the caller goes away while it is being committed
-            await self._ledger.record([self._event(call, method, context, Stage.STARTED, Outcome.PENDING, 0, "")])
+            await self._begin(call, method, context)
             self._streams[task] = (call, method)
             if inspect.isasyncgenfunction(behaviour):
                 async with contextlib.aclosing(behaviour(request, context)) as replies:
@@ -268,6 +212,28 @@ class Audit(grpc.aio.ServerInterceptor):
             await self._fail(call, method, context, failure)
         finally:
             self._streams.pop(task, None)
+
+    async def _begin(self, call: Call, method: Method, context: Context) -> None:
+        """Record that a stream has begun; what came to disk after its caller was refused has an end all the same."""
+
+        def end(_indexes: list[int]) -> None:
+            failure = errors.LedgerUnavailable()
+            code, at = failure.code, self._clock()
+            made = event_of(call, method, Stage.COMPLETED, Outcome.FAILURE, int(code), failure.message, at, (0, 0))
+            self._arrears.add(replace(made, follows=True))
+
+        call.started = True  # also when the caller goes away while it is being committed
+        began = event_of(call, method, Stage.STARTED, Outcome.PENDING, 0, "", self._clock())
+        try:
+            await self._ledger.record([began], late=end)
+        except errors.Error:
+            call.started = False
+            raise
+
+    def _admit(self, method: Method) -> None:
+        """Shed an agent's stream before it costs anything. Raises ConnectsShed, with the turn that it is given."""
+        if method.path == CONNECT and (wait := self._bucket.take()) is not None:
+            raise errors.ConnectsShed(retry_after=wait)
 
     async def _refuse_unknown(self, _messages: Any, real: Any) -> None:
         call = calls.current()
@@ -299,13 +265,15 @@ class Audit(grpc.aio.ServerInterceptor):
         method.describe(call, request, context.size)
         return request
 
-    async def _commit(self, call: Call, method: Method, context: Context, handler: Any, change: Change[Any]) -> bytes:
+    async def _commit(
+        self, call: Call, method: Method, context: Context, handler: Any, change: Change[Any], once: Once | None
+    ) -> bytes:
+        serialize = handler.response_serializer
+
         def apply(transaction: Any) -> bytes:
-            reply = change.apply(transaction)
-            raw: bytes = handler.response_serializer(reply)
-            transaction.append(
-                self._event(call, method, context, Stage.COMPLETED, Outcome.SUCCESS, 0, "", answered=True)
-            )
+            raw: bytes = (once.apply if once is not None else apply_change)(transaction, change, serialize)
+            counts = context.count(True)
+            transaction.append(event_of(call, method, Stage.COMPLETED, Outcome.SUCCESS, 0, "", self._clock(), counts))
             return raw
 
         # Once it is with the ledger it may commit, even if the caller goes away: then that is its one record.
@@ -360,7 +328,8 @@ class Audit(grpc.aio.ServerInterceptor):
             if not isinstance(failure, errors.Error):
                 log.error("%s failed, operation %s", call.method, call.operation, exc_info=failure)
                 message = f"{type(failure).__name__} (internal)"
-        if not isinstance(failure, errors.LedgerUnavailable | errors.Overloaded):
+        unwritable = isinstance(failure, errors.LedgerUnavailable | errors.LedgerOverloaded)
+        if not unwritable or (call.started and not call.recorded):
             try:
                 await self._record(call, method, context, code, message)
             except errors.Error as unrecorded:
@@ -370,6 +339,8 @@ class Audit(grpc.aio.ServerInterceptor):
         if answer is not None:
             message = answer.message
             trailing.append((status.DETAILS_KEY, answer.SerializeToString()))
+        if isinstance(failure, errors.AgentOffline) or code == Code.CANCELLED:
+            trailing.append(status.NO_RETRY)
         call.recorded = True
         await context._real.abort(CODES[int(code)], message, tuple(trailing))
         raise AssertionError("abort raises")
@@ -377,59 +348,21 @@ class Audit(grpc.aio.ServerInterceptor):
     async def _record(
         self, call: Call, method: Method, context: Context, code: Code, error: str, *, answered: bool = False
     ) -> None:
-        outcome = OUTCOMES.get(code, Outcome.FAILURE)
-        event = self._event(call, method, context, Stage.COMPLETED, outcome, int(code), error, answered=answered)
+        outcome, counts = OUTCOMES.get(code, Outcome.FAILURE), context.count(answered)
+        event = event_of(call, method, Stage.COMPLETED, outcome, int(code), error, self._clock(), counts)
         call.recorded = True
-        if call.actor.type == ActorType.ANONYMOUS or outcome == Outcome.DENIED:
-            address = call.peer.rpartition(":")[0] or call.peer
-            await self._flood.record(f"{address} {call.actor.id}", event)
-        else:
-            await self._ledger.record([event])
-
-    def _event(
-        self,
-        call: Call,
-        method: Method,
-        context: Context,
-        stage: Stage,
-        outcome: Outcome,
-        code: int,
-        error: str,
-        *,
-        answered: bool = False,
-    ) -> Event:
-        at = self._clock()
-        details = {**call.details, "method": call.method, "peer": call.peer}
-        if stage is Stage.COMPLETED:
-            details["duration_us"] = at - call.began_at
-            details["messages_in"], details["messages_out"] = context.count(answered)
-        if call.trace_id:
-            details["trace_id"] = call.trace_id
-        if call.claimed_address:
-            details["claimed_address"] = call.claimed_address
-        if call.diff is not None:
-            details["diff"] = list(call.diff)
-        return Event(
-            id=new_id(),
-            organization=call.organization,
-            operation=call.operation,
-            stage=stage,
-            occurred_at=at,
-            actor=call.actor,
-            action=method.rule.action,
-            outcome=outcome,
-            code=code,
-            changes=method.rule.changes,
-            targets=call.targets,
-            agent=call.agent,
-            reason=call.reason,
-            error=error,
-            request_id=call.request_id,
-            source=call.user_agent,
-            follows=stage is Stage.COMPLETED and call.started,
-            superseded_by=call.superseded_by,
-            details=details,
-        )
+        try:
+            if call.actor.type == ActorType.ANONYMOUS or outcome == Outcome.DENIED:
+                address = call.peer.rpartition(":")[0] or call.peer
+                await self._flood.record(f"{address} {call.actor.id}", event)
+            elif code == Code.RESOURCE_EXHAUSTED and not call.started:
+                await self._flood.record(call.organization, event)
+            else:
+                await self._ledger.record([event])
+        except (errors.LedgerUnavailable, errors.LedgerOverloaded):
+            if call.started:
+                self._arrears.add(event)
+            raise
 
     def _ended(self, call: Call, task: asyncio.Task[Any]) -> None:
         """The net: a call whose task ended without a record leaves one all the same."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import descriptor_pool, json_format
+from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
@@ -39,6 +39,11 @@ class Method:
     public: bool
     checks: tuple[Check, ...]
     redact: Callable[[Any], Any] | None
+    reply: Any = None
+    """Class of its replies."""
+    redact_reply: Callable[[Any], Any] | None = None
+    keyed: bool = False
+    """It changes something and carries an idempotency key; those that become commands keep theirs themselves."""
 
     def describe(self, call: Call, request: Any, size: int) -> None:
         """Note target, reason and the request, without its secrets, on the call. `size`: bytes on the wire.
@@ -77,12 +82,16 @@ def methods_of(services: Iterable[str]) -> dict[str, Method]:
     for service in services:
         for method in descriptor_pool.Default().FindServiceByName(service).methods:
             path = f"/{service}/{method.name}"
+            rule, fields = rule_of(method, path), method.input_type.fields_by_name
             found[path] = Method(
                 path,
-                rule_of(method, path),
+                rule,
                 path in PUBLIC,
                 checks_of(method.input_type),
                 redactor_of(method.input_type),
+                message_factory.GetMessageClass(method.output_type),
+                redactor_of(method.output_type),
+                rule.changes and "request_id" in fields and "detach" not in fields,
             )
     return found
 

@@ -9,6 +9,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from lading_server import errors
 
 DETAILS_KEY = "grpc-status-details-bin"
+NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+"""Tells the channel of the caller not to send it again by itself (gRFC A6)."""
 
 
 def status_of(failure: BaseException, operation: str) -> status_pb2.Status:

@@ -28,6 +28,10 @@ FORMATS: dict[int, tuple[re.Pattern[str], str]] = {
         re.compile(r"commands/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
         "must be commands/UUID",
     ),
+    options_pb2.FORMAT_ROLLOUT: (
+        re.compile(r"rollouts/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+        "must be rollouts/UUID",
+    ),
     options_pb2.FORMAT_UUID: (
         re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
         "must be a UUID, in lower case",

@@ -1,4 +1,4 @@
-"""How events and heads get into the database: COPY on PostgreSQL, one prepared statement on SQLite.
+"""How events and heads get into the database: COPY on PostgreSQL for many, prepared statements else.
 
 What every batch does goes by the driver's own cursor: SQLAlchemy's executemany costs 30 to 45 microseconds of CPU a
 row, COPY 4 to 8; and its other statements would cost a small batch more than its rows.
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from lading_server.entry import SALT_BYTES, commit_to, details_of, encode_details, encode_entry
+from lading_server.entry import SALT_BYTES, commit_to, encode_details, encode_entry
 from lading_server.event import Event
 from lading_server.store import schema
+from lading_server.store.driver import cursor, run, wrapped
 
 if TYPE_CHECKING:
     from lading_server.ledger.transaction import Head
@@ -26,7 +27,9 @@ Follow = tuple[str, str, int]
 COLUMNS = tuple(column.name for column in schema.events.columns)
 QUOTED = ", ".join(f'"{name}"' for name in COLUMNS)
 COPY = f"COPY events ({QUOTED}) FROM STDIN"
-INSERT = f"INSERT INTO events ({QUOTED}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+PIPELINED_MAX = 16
+"""So few rows go to PostgreSQL in one round trip with the COMMIT; COPY is faster for more, and takes two of its own."""
 
 ENTRY, DETAILS, SALT = (COLUMNS.index(name) for name in ("entry", "details", "salt"))
 
@@ -37,7 +40,7 @@ def encode(event: Event, index: int, recorded_at: int, boot_id: str, sequence: i
         event = without_nul(event)
     actor = event.actor
     salt = os.urandom(SALT_BYTES)
-    details = encode_details(details_of(event))
+    details = encode_details(event)
     commitment = commit_to(salt, details.encode())
     target_type, target = event.targets[0] if event.targets else ("", "")
     return (
@@ -106,18 +109,47 @@ class Writer:
         self._mark = "%s" if self._copies else "?"
         values = ", ".join(f"{name} = {self._mark}" for name in ("size", "recorded_at", "edge"))
         self._move = f"UPDATE logs SET {values} WHERE organization = {self._mark}"
+        self._insert = f"INSERT INTO events ({QUOTED}) VALUES ({', '.join([self._mark] * len(COLUMNS))})"
+
+    @contextlib.contextmanager
+    def one_trip(self, connection: sa.Connection) -> Iterator[None]:
+        """What is sent meanwhile goes to PostgreSQL at once, and is waited for together: at a COMMIT or at the end."""
+        if not self._copies:
+            yield
+            return
+        failure: sa.exc.DBAPIError | None = None
+        with wrapped(connection):
+            driver: Any = connection.connection.driver_connection
+            try:
+                with driver.pipeline():
+                    try:
+                        yield
+                    except sa.exc.DBAPIError as found:
+                        failure = found
+            except connection.dialect.loaded_dbapi.Error:
+                if failure is None:  # else it is the same one again: what came after it was not done
+                    raise
+        if failure is not None:
+            raise failure
+
+    def is_few(self, rows: Sequence[Row]) -> bool:
+        """Whether it pays to have the rows inserted in one trip with the COMMIT."""
+        return self._copies and len(rows) <= PIPELINED_MAX
 
     def insert(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
         """Insert the rows of events."""
         if not rows:
             return
         with cursor(connection) as driver:
-            if self._copies:
+            if not self._copies:
+                driver.executemany(self._insert, rows)
+            elif len(rows) <= PIPELINED_MAX:
+                for row in rows:
+                    driver.execute(self._insert, row)
+            else:
                 with driver.copy(COPY) as copy:
                     for row in rows:
                         copy.write_row(row)
-            else:
-                driver.executemany(INSERT, rows)
 
     def lock_heads(self, connection: sa.Connection, names: Sequence[str]) -> "dict[str, Head]":
         """Lock the heads of these logs, in their order, so that two processes never wait for each other."""
@@ -126,7 +158,7 @@ class Writer:
         marks = ", ".join([self._mark] * len(names))
         columns = "organization, size, recorded_at, edge"
         select = f"SELECT {columns} FROM logs WHERE organization IN ({marks}) ORDER BY organization"
-        with cursor(connection) as driver:
+        with self.one_trip(connection), cursor(connection) as driver:  # with the BEGIN
             found = driver.execute(select + " FOR UPDATE" if self._copies else select, names).fetchall()
         return {name: Head(size, size, recorded_at, bytes(edge)) for name, size, recorded_at, edge in found}
 
@@ -138,23 +170,21 @@ class Writer:
                     driver.execute(self._move, (head.size, recorded_at, head.edge, name))
 
 
-@contextlib.contextmanager
-def cursor(connection: sa.Connection) -> Iterator[Any]:
-    """A cursor of the driver, in the transaction of `connection`."""
-    driver: Any = connection.connection.driver_connection
-    found = driver.cursor()
-    try:
-        yield found
-    except connection.dialect.loaded_dbapi.Error as failure:
-        raise sa.exc.DBAPIError.instance(
-            "a statement of the ledger",
-            None,
-            failure,
-            connection.dialect.loaded_dbapi.Error,
-            dialect=connection.dialect,
-        ) from failure
-    finally:
-        found.close()
+def mark(connection: sa.Connection) -> None:
+    """Begin what `undo` takes back, in a transaction that goes on. SQLAlchemy's own savepoints compile each statement
+    anew, which cost a unit more than what it wrote."""
+    run(connection, "SAVEPOINT unit")
+
+
+def keep(connection: sa.Connection) -> None:
+    """What was done since `mark` is a part of the transaction."""
+    run(connection, "RELEASE SAVEPOINT unit")
+
+
+def undo(connection: sa.Connection) -> None:
+    """Take back what was done since `mark`."""
+    run(connection, "ROLLBACK TO SAVEPOINT unit")
+    run(connection, "RELEASE SAVEPOINT unit")
 
 
 _SUPERSEDE = (
@@ -190,8 +220,10 @@ def supersede(connection: sa.Connection, follows: Sequence[Follow]) -> None:
 
 
 def has_event(connection: sa.Connection, row: Row) -> bool:
-    """Whether the event of this row is in the database."""
-    found = connection.execute(sa.select(schema.events.c.index).where(schema.events.c.id == row[2]))
+    """Whether the event of this row is in the database, in its place."""
+    events = schema.events.c
+    place = (events.organization == row[0], events.index == row[1], events.id == row[2])
+    found = connection.execute(sa.select(events.index).where(*place))
     return found.first() is not None
 
 

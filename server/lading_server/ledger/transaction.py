@@ -84,6 +84,10 @@ class Transaction:
         """Events in the log so far, those of this transaction too."""
         return self._heads[organization].size
 
+    def sequences(self) -> dict[str, int]:
+        """By log that this transaction holds, the number of the last event of this process there so far."""
+        return {name: head.sequence for name, head in self._heads.items()}
+
     def prove(self, event: Event, sight: Sight) -> Proof:
         """Append an event, and have its proof for a witness once this is committed."""
         index = self.append(event)

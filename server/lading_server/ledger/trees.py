@@ -27,25 +27,51 @@ class Trees:
         """Sizes and edges, by log, that extend what was signed."""
         self._open: dict[str, tuple[int, list[bytes]]] = {}
         """By log, its size and the hashes of its open tile."""
+        self._partial: dict[str, tiles.Partial] = {}
+        """By log, tiles above that still fill, as they are since the last one below was full."""
 
     def check(self, connection: sa.Connection, heads: Mapping[str, Head]) -> None:
         """Raise RolledBack when a log does not extend what was signed of it. Compares bytes, unless it has changed."""
         for name, head in heads.items():
             if self._checked.get(name) == (head.size, head.edge):
                 continue
-            nodes = tiles.Nodes(connection, name, self._cache)
+            self._partial.pop(name, None)
+            node = self._node(connection, name, self._catch_up(connection, name, head))
 
-            def prove(first: int, size: int, nodes: tiles.Nodes = nodes) -> tuple[bytes, ...]:
-                return prove_consistency(first, size, nodes)
+            def prove(first: int, size: int, node: Node = node) -> tuple[bytes, ...]:
+                return prove_consistency(first, size, node)
 
             try:
                 root = unpack(head.size, head.edge).root()
             except ValueError as failure:
                 raise RolledBack(
-                    f"the log of {name} is damaged: {failure}", metadata={"organization": name}
+                    f"the head of the log of {name} is damaged: {failure}. Bring back a database that is whole",
+                    metadata={"organization": name},
                 ) from failure
             self._signer.check(name, head.size, root, prove)
+            last = tiles.last_index(connection, name) if name not in self._checked else head.size - 1
+            if last != head.size - 1:
+                raise RolledBack(
+                    f"the log of {name} has {head.size} entries by its head, and its last event is #{last}: the "
+                    "database was changed. Bring back one that is whole",
+                    metadata={"organization": name},
+                )
             self._checked[name] = (head.size, head.edge)
+
+    def _catch_up(self, connection: sa.Connection, name: str, head: Head) -> Growth | None:
+        """Another process appended: read what is new, and no more of the log than that. None when it is too much, or
+        does not lead to the head."""
+        size, open_tile = self._open.pop(name, (0, []))
+        checked, edge = self._checked.get(name, (0, b""))
+        if not 0 < size == checked < head.size <= size + tiles.WIDTH:
+            return None
+        new = [hash_leaf(entry) for entry in tiles.read_entries(connection, name, size, head.size - size)]
+        growth = grow(unpack(size, edge), new)
+        if growth.after.pack() != head.edge:
+            return None
+        hashes = open_tile + new
+        self._open[name] = (head.size, hashes[len(hashes) // tiles.WIDTH * tiles.WIDTH :])
+        return growth
 
     def grow(self, connection: sa.Connection, transaction: Transaction, heads: Mapping[str, Head]) -> dict[str, Growth]:
         """Append the rows of the transaction to their trees; moves the edges of the heads and writes full tiles."""
@@ -88,7 +114,7 @@ class Trees:
 
     def _node(self, connection: sa.Connection, name: str, growth: Growth | None) -> Node:
         """The nodes of a log after this transaction: what is at hand first."""
-        stored = tiles.Nodes(connection, name, self._cache)
+        stored = tiles.Nodes(connection, name, self._cache, self._partial.setdefault(name, {}))
         size, open_tile = self._open.get(name, (0, []))
         first = size // tiles.WIDTH * tiles.WIDTH
 
@@ -114,7 +140,7 @@ class Trees:
                 root = unpack(heads[name].size, heads[name].edge).root()
                 try:
                     signed[name] = self._signer.sign(name, proof.size, root)
-                except OSError as failure:
+                except (OSError, RolledBack) as failure:
                     log.error("the checkpoint of %s cannot be signed: %s", name, failure)
                     signed[name] = ""
             proof.checkpoint = signed[name]
@@ -123,6 +149,7 @@ class Trees:
     def forget(self) -> None:
         """The transaction did not commit: believe nothing that it told."""
         self._open.clear()
+        self._partial.clear()
         self._cache.clear()
 
     def _write_tiles(self, connection: sa.Connection, name: str, growth: Growth, leaves: list[bytes]) -> None:
@@ -132,6 +159,9 @@ class Trees:
             entries = tiles.read_entries(connection, name, first, growth.before.size - first)
             open_tile = [hash_leaf(entry) for entry in entries]
         hashes = open_tile + leaves
+        self._partial.get(name, {}).pop((0, first // tiles.WIDTH), None)
+        if len(hashes) >= tiles.WIDTH:
+            self._partial.pop(name, None)
         while len(hashes) >= tiles.WIDTH:
             full, hashes = hashes[: tiles.WIDTH], hashes[tiles.WIDTH :]
             tiles.append_tile(connection, name, 0, first // tiles.WIDTH, b"".join(full))

@@ -1,6 +1,7 @@
 """The service Access: roles, organizations and tokens."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -153,7 +154,18 @@ class Access(access_pb2_grpc.AccessServicer):
             row = access.find_token(transaction.connection, organization, claims.id)
             return access_pb2.IssueTokenResponse(token=token(row), secret=secret)
 
-        return Change(apply, organizations=(organization,))
+        def again(first: access_pb2.IssueTokenResponse) -> access_pb2.IssueTokenResponse:
+            """The token itself is kept nowhere: its signature is a function of its claims (RFC 8032)."""
+            kept = first.token
+            same = replace(
+                claims,
+                id=kept.id,
+                issued_at=kept.created_at.seconds * tokens.MICROSECONDS,
+                expires_at=kept.expires_at.seconds * tokens.MICROSECONDS,
+            )
+            return access_pb2.IssueTokenResponse(token=kept, secret=tokens.sign(self._key, same, self._audience))
+
+        return Change(apply, organizations=(organization,), again=again)
 
     async def RevokeToken(self, request: access_pb2.RevokeTokenRequest, context: Any) -> Change[access_pb2.Token]:  # type: ignore[override]
         """Revoking what is revoked already succeeds, and changes nothing."""

@@ -6,41 +6,43 @@ import logging
 import time
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from grpc.aio import EOF
 
 from lading.transparency import note
 from lading.v1 import agent_link_pb2, agent_link_pb2_grpc
+from lading_server import admission, errors
 from lading_server import call as calls
-from lading_server import errors
 from lading_server.call import Call
 from lading_server.clock import Clock, now
 from lading_server.commands import State
 from lading_server.dispatch import Dispatcher
-from lading_server.ends import End
+from lading_server.ends import conflict_of
 from lading_server.errors import Code
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Sight, Transaction
 from lading_server.names import ID
-from lading_server.relay import Relay, Relays
-from lading_server.services.resources import container_values, stamp, text, time_of
-from lading_server.sessions import HEARTBEAT_SECONDS, LEASE_SECONDS, WINDOW, Session, Sessions
+from lading_server.reconciliation import reconcile
+from lading_server.relay import Relays
+from lading_server.services import bulk, clones, drifts, fences
+from lading_server.services.neighbours import Neighbours
+from lading_server.services.resources import container_values, duration, stamp, text, time_of
+from lading_server.services.results import end_of, witness_of
+from lading_server.services.upkeep import Upkeep, lifetime
+from lading_server.sessions import CANARY, LEASE_BEATS, WINDOW, Session, Sessions
+from lading_server.settings import STREAM_SECONDS
 from lading_server.signer import Signer
 from lading_server.store import agents, containers, tiles
+from lading_server.store.wakeups import Topic
 
 log = logging.getLogger(__name__)
 
 LEASE_WRITE_SECONDS = 30.0
 """A heartbeat renews the lease in memory; in the database it is written this often, and so much longer."""
 HELD_MAX = 10_000
-GROWTH_SECONDS = 5.0
-GROWTHS_PER_SECOND = 100.0
+EPOCH_MAX = 2**53
+"""No agent lives to see it; one that says more cannot have the numbers end."""
 LEDGER_RETRY_SECONDS = 0.5
-AGENT_STATES: frozenset[int] = frozenset(
-    {State.SUCCEEDED, State.FAILED, State.REJECTED, State.CANCELLED, State.UNKNOWN}
-)
-DRAIN_SECONDS = 1.0
-DRAIN_RECONNECT_SECONDS = 1.0
+CAPABILITIES_MAX = 32
 
 
 class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
@@ -53,16 +55,22 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         sessions: Sessions,
         relays: Relays,
         signer: Signer,
+        neighbours: Neighbours,
         clock: Clock = now,
+        *,
+        stream_seconds: float = STREAM_SECONDS,
+        connects_per_second: float = admission.PER_SECOND,
     ) -> None:
         self._ledger, self._dispatcher, self._sessions, self._signer = ledger, dispatcher, sessions, signer
-        self._relays, self._clock = relays, clock
+        self._relays, self._neighbours, self._clock = relays, neighbours, clock
+        self._stream_seconds = stream_seconds
+        self.upkeep = Upkeep(dispatcher, sessions, connects_per_second)
         self.stopping = False
 
     async def Connect(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         call = calls.current()
         if self.stopping:
-            raise errors.Stopping(retry_after=DRAIN_RECONNECT_SECONDS)
+            raise errors.Stopping(retry_after=admission.LATER_SECONDS)
         if not ID.fullmatch(call.actor.id):
             raise errors.InvalidArgument("the token's subject is not the name of an agent")
         call.agent = call.actor.id
@@ -76,7 +84,10 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
             while (frame := await context.read()) is not EOF:
                 if frame.epoch != session.epoch:
                     raise errors.InvalidArgument(f"a frame of epoch {frame.epoch} came in epoch {session.epoch}")
+                if frame.seq != session.received + 1:
+                    raise errors.InvalidArgument(f"frame {frame.seq} came after {session.received}: connect anew")
                 session.heard_at = time.monotonic()
+                session.pulse.heard(frame.ack, session.sent)
                 if frame.WhichOneof("frame") == "goodbye":
                     closing = text(frame.goodbye.reason, 256) or "goodbye"
                     return
@@ -94,7 +105,8 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
             self._sessions.remove(session)
             gone = errors.AgentOffline(f"agent {session.agent} went away")
             self._relays.fail(session.organization, session.agent, gone)
-            await self._keep(session, connected=False)
+            # One that was asked to connect anew is expected back: until its lease is over, commands wait for it.
+            await self._keep(session, connected=session.draining and session.failure is None)
             self._sessions.notify(session.organization)
 
     async def _open(self, call: Call, first: agent_link_pb2.ConnectRequest, context: Any) -> Session:
@@ -102,21 +114,43 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         hello = first.hello
         if len(hello.held) > HELD_MAX:
             raise errors.InvalidArgument(f"the journal holds more than {HELD_MAX} commands")
-        held = {one.command: end_of(one.result) if one.HasField("result") else None for one in hello.held}
-
+        elsewhere = False
         sight = Sight(max(0, hello.tree_size))
         witness_key = witness_of(hello.witness_key, call.organization, call.actor.id)
         call.details["witness_key"] = hello.witness_key[:256]
+        call.details["resumes"] = {"epoch": small(hello.epoch), "last_server_seq": small(hello.last_server_seq)}
+        capabilities = frozenset(text(one, 64) for one in hello.capabilities[:CAPABILITIES_MAX])
+        held = {
+            one.command: end_of(one.result, call.organization, call.actor.id, witness_key, capabilities)
+            if one.HasField("result")
+            else None
+            for one in hello.held
+        }
+        boot, journal = text(hello.boot_id, 64), text(hello.journal_id, 64)
+        heartbeat = self._sessions.heartbeat()
+        lease = LEASE_BEATS * heartbeat
+        older = self._sessions.get(call.organization, call.actor.id)
+        # The session before this one; it is asked only when this is another process with another journal.
+        rival = older.boot if older and clones.differs(hello, older.boot, older.journal) else ""
+        if older is not None and rival and not await clones.is_alive(older):
+            rival = ""
 
-        def apply(transaction: Transaction) -> tuple[int, tuple[Any, Any, int]]:
+        def apply(transaction: Transaction) -> tuple[int, tuple[Any, Any, int]] | None:
             if sight.size > transaction.size(call.organization):
                 raise errors.FailedPrecondition(
                     f"the agent saw a tree of {sight.size} entries, and this log is shorter: the database went back; "
                     "see `lading server accept-rollback`"
                 )
+            nonlocal elsewhere
             known = agents.get(transaction.connection, call.organization, call.actor.id)
+            elsewhere = known is not None and known.connected and known.replica != self._ledger.boot_id
             if known is not None and known.banned:
                 raise errors.PermissionDenied(f"agent {call.actor.id} is banned")
+            if known is not None and known.quarantined:
+                raise errors.AgentCloned
+            if known is not None and (rival or clones.came_back(hello, known)):
+                clones.quarantine(transaction, known, boot, rival or known.boot_id)
+                return None
             epoch, journal_before = agents.connect(
                 transaction.connection,
                 call.organization,
@@ -126,27 +160,32 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 runtime=text(hello.runtime, 64),
                 labels={text(key, 256): text(value, 1024) for key, value in list(hello.labels.items())[:64]},
                 replica=self._ledger.boot_id,
-                boot_id=text(hello.boot_id, 64),
-                journal_id=text(hello.journal_id, 64),
-                seen_epoch=max(0, hello.epoch),
-                lease_until=transaction.recorded_at + int((LEASE_SECONDS + LEASE_WRITE_SECONDS) * 1_000_000),
+                boot_id=boot,
+                journal_id=journal,
+                seen_epoch=min(max(0, hello.epoch), EPOCH_MAX),
+                lease_until=transaction.recorded_at + int((lease + LEASE_WRITE_SECONDS) * 1_000_000),
             )
-            same = not journal_before or journal_before == text(hello.journal_id, 64)
-            return epoch, self._dispatcher.reconcile(
-                transaction, call.organization, call.actor.id, epoch, held, same, sight
-            )
+            same = not journal_before or journal_before == journal
+            return epoch, reconcile(transaction, call.organization, call.actor.id, epoch, held, same, sight)
 
-        epoch, (resend, settled, in_hand) = await self._ledger.commit((call.organization,), apply)
+        opened = await self._ledger.commit((call.organization,), apply)
+        if opened is None:
+            self._end_cloned(call.organization, call.actor.id)
+            self._dispatcher.tell(Topic.AGENTS)
+            raise errors.AgentCloned
+        epoch, (resend, settled, in_hand) = opened
         task = asyncio.current_task()
         assert task is not None
         session = Session(call.organization, call.actor.id, epoch, context.write, task, WINDOW - in_hand)
         session.received = first.seq
-        session.sight, session.witness_key = sight, witness_key
+        session.sight, session.witness_key, session.capabilities = sight, witness_key, capabilities
+        session.heartbeat, session.lease, session.boot, session.journal = heartbeat, lease, boot, journal
+        session.began_at, session.ends_at = self._clock(), time.monotonic() + lifetime(self._stream_seconds)
         await session.send(
             agent_link_pb2.ConnectResponse(
                 welcome=agent_link_pb2.Welcome(
-                    lease=Duration(seconds=int(LEASE_SECONDS)),
-                    heartbeat=Duration(seconds=int(HEARTBEAT_SECONDS)),
+                    lease=duration(int(lease * 1_000_000)),
+                    heartbeat=duration(int(heartbeat * 1_000_000)),
                     window=WINDOW,
                     server_time=stamp(self._clock()),
                 )
@@ -156,8 +195,15 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
             if end is not None:
                 await session.send(receipt_of(command, -1))
         self._sessions.add(session)
+        if elsewhere:
+            self._dispatcher.tell(Topic.AGENTS)
         self._dispatcher.resume(session, resend, settled)
         return session
+
+    def _end_cloned(self, organization: str, agent: str) -> None:
+        session = self._sessions.get(organization, agent)
+        if session is not None:
+            session.end(errors.AgentCloned())
 
     async def _take_durably(self, session: Session, frame: agent_link_pb2.ConnectRequest) -> None:
         """A database that is gone ends no session: the frame waits for it, and the agent's journal keeps the rest."""
@@ -181,9 +227,20 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         elif kind == "result":
             if int(frame.result.state) == State.REJECTED and frame.result.code == Code.ALREADY_EXISTS:
                 # The agent was sent other content under an id that it has. What it has goes on; this is no end of it.
-                log.error("agent %s: %s", session.agent, frame.result.error)
+                said = text(frame.result.error, 4096)
+                log.error("agent %s: %s", session.agent, said)
+                command = text(frame.result.command, 64)
+                at = self._clock()
+                await self._ledger.record([conflict_of(session.organization, session.agent, command, said, at)])
                 return
             await self._take_result(session, frame.result)
+        elif kind == "canary_echo":
+            self._take_echo(session, frame.canary_echo.nonce)
+        elif kind == "drift":
+            events = drifts.events_of(session, frame.drift, self._clock())
+            await self._ledger.commit((session.organization,), lambda transaction: drifts.record(transaction, events))
+        elif kind == "stale_frame":
+            await self._ledger.record([fences.event_of(session, frame.stale_frame, self._clock())])
         elif kind == "witness_signature":
             await self._take_cosignature(session, frame.witness_signature)
         elif kind == "inventory":
@@ -196,8 +253,17 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         def put(transaction: Transaction) -> None:
             containers.put(transaction.connection, session.organization, session.agent, found)
 
-        index = await self._dispatcher.settle(session, text(result.command, 64), end_of(result), put)
+        end = end_of(result, session.organization, session.agent, session.witness_key, session.capabilities)
+        index = await self._dispatcher.settle(session, text(result.command, 64), end, put)
         await session.send(receipt_of(result.command, index))
+
+    def _take_echo(self, session: Session, nonce: str) -> None:
+        probe = session.probes.get(nonce)
+        if probe is not None:
+            probe.set()
+            nonce = session.pulse.canary  # an agent brings back the newest of those that wait
+        if session.pulse.echo(nonce, self._clock()):
+            self._sessions.notify(session.organization)
 
     async def _take_inventory(self, session: Session, report: agent_link_pb2.Inventory) -> None:
         if not report.snapshot and report.base_version != session.inventory_version:
@@ -207,6 +273,8 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         found = [container_values(one, at) for one in report.containers if ID.fullmatch(one.name)]
 
         def apply(transaction: Transaction) -> None:
+            if not agents.hold(transaction.connection, session.organization, session.agent, session.epoch):
+                raise errors.Superseded
             if report.snapshot:
                 containers.replace(transaction.connection, session.organization, session.agent, found)
             else:
@@ -241,24 +309,16 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
 
         await self._ledger.commit((), apply)
 
-    async def show_growth(self) -> None:
-        """For ever: show every agent how the log has grown, for it to check and to cosign; at most so many a second
-        that cosignatures never crowd out commands."""
-        while True:
-            sessions = self._sessions.all()
-            await asyncio.sleep(max(GROWTH_SECONDS, len(sessions) / GROWTHS_PER_SECOND))
-            for session in sessions:
-                try:
-                    async with asyncio.timeout(GROWTH_SECONDS):
-                        await self._dispatcher.show_growth(session)
-                except Exception as failure:
-                    log.info("agent %s was not shown the log: %s", session.agent, failure or type(failure).__name__)
-
     async def _keep(self, session: Session, *, connected: bool) -> None:
         """Write the lease; a crash before leaves the older one, which ends earlier, and that is safe."""
         at = self._clock()
         silent = int((time.monotonic() - session.heard_at) * 1_000_000)
-        more = LEASE_SECONDS + (LEASE_WRITE_SECONDS if connected else 0.0)
+        more = session.lease + (LEASE_WRITE_SECONDS if connected and not session.draining else 0.0)
+        # Other processes tell by it an agent that was never seen to act from one that knows no canaries.
+        began = session.began_at if CANARY in session.capabilities else None
+        pulse: dict[str, int | None] = {"acted_at": session.pulse.acted_at or began}
+        if session.hearing:
+            pulse["heard_at"] = at
 
         def apply(transaction: Transaction) -> None:
             agents.keep(
@@ -269,6 +329,7 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 seen_at=at - silent,
                 lease_until=at - silent + int(more * 1_000_000),
                 connected=connected,
+                **pulse,
             )
 
         session.lease_written_at = time.monotonic()
@@ -278,104 +339,27 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
     async def drain(self, reason: str) -> None:
         """Ask every agent to finish what runs and to connect anew; no session is opened any more."""
         self.stopping = True
-        after = Duration()
-        after.FromMilliseconds(int(DRAIN_RECONNECT_SECONDS * 1000))
-        sends = []
-        for session in self._sessions.all():
-            session.draining = True
-            drain = agent_link_pb2.Drain(reason=reason, reconnect_after=after)
-            sends.append(session.send(agent_link_pb2.ConnectResponse(drain=drain)))
-        with contextlib.suppress(TimeoutError):  # who does not read sees its stream end without it
-            async with asyncio.timeout(DRAIN_SECONDS):
-                await asyncio.gather(*sends, return_exceptions=True)
+        await self.upkeep.drain(reason)
 
     async def Bulk(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         call = calls.current()
         call.agent = call.actor.id
         call.targets = (("agent", call.actor.id),)
         first = await context.read()
-        relay = None
-        if first is not EOF:
-            relay = self._relays.attach(first.session, call.organization, call.actor.id)
+        if first is EOF:
+            raise errors.MissingRequest
+        relay = self._relays.find(first.session, call.organization, call.actor.id)
         if relay is None:
-            raise errors.NotFound("no such bulk session: it was not asked for, or its reader is gone")
+            call.details["session"] = first.session[:64]
+            await self._neighbours.pass_on(call.organization, call.actor.id, first, context.read, context.write)
+            return
         call.details["session"], call.details["reader"] = first.session, relay.parent
-        stop = asyncio.create_task(self._tell_stop(relay, context))
-        try:
-            await self._pump(relay, first, context)
-        finally:
-            if not relay.stopped.is_set():
-                stop.cancel()
-            # What it writes must be written before the stream may end.
-            await asyncio.gather(stop, return_exceptions=True)
-
-    async def _tell_stop(self, relay: Relay, context: Any) -> None:
-        await relay.stopped.wait()
-        await context.write(agent_link_pb2.BulkResponse(stop=True))
-
-    async def _pump(self, relay: Relay, piece: Any, context: Any) -> None:
-        """Bring every piece to the reader; when it is slow, read no more, and the agent waits."""
-        end: errors.Error | None = errors.AgentOffline("the agent closed the log without saying why")
-        try:
-            while piece is not EOF and not relay.stopped.is_set():
-                if piece.data:
-                    await self._hand(relay, piece)
-                if piece.HasField("end"):
-                    code = code_of(piece.end.code)
-                    end = errors.CommandFailed(piece.end.error[:1000], code=code) if code else None
-                    return
-                piece = await context.read()
-        finally:
-            if not relay.stopped.is_set():
-                await self._hand(relay, end)
-
-    async def _hand(self, relay: Relay, piece: Any) -> None:
-        """Put a piece before the reader, unless it leaves first."""
-        put = asyncio.ensure_future(relay.pieces.put(piece))
-        stopped = asyncio.ensure_future(relay.stopped.wait())
-        try:
-            await asyncio.wait((put, stopped), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            put.cancel()
-            stopped.cancel()
+        await bulk.fill(relay, first, context.read, context.write)
 
 
-def witness_of(text: str, organization: str, agent: str) -> note.Key | None:
-    """The agent's key as a witness, None without one. Raises InvalidArgument for one that is not its own."""
-    if not text:
-        return None
-    try:
-        key = note.parse_key(text)
-    except note.InvalidNote as failure:
-        raise errors.InvalidArgument(f"hello.witness_key: {failure}") from failure
-    if key.algorithm != note.COSIGNATURE or key.name != f"{organization}/{agent}":
-        raise errors.InvalidArgument(f"hello.witness_key must be a cosignature key named {organization}/{agent}")
-    return key
-
-
-def code_of(number: int) -> Code:
-    """The code that an agent says; one that nobody knows is UNKNOWN."""
-    return Code(number) if number in set(Code) else Code.UNKNOWN
-
-
-def end_of(result: agent_link_pb2.Result) -> End:
-    """What an agent says became of a command. Raises InvalidArgument for what is no end."""
-    if result.state not in AGENT_STATES:
-        raise errors.InvalidArgument(f"{result.state} is not the state of a command that has ended")
-    state, code = State(result.state), code_of(result.code)
-    if state is State.SUCCEEDED:
-        code = Code.OK
-    elif code is Code.OK:
-        code = Code.UNKNOWN
-    return End(
-        state,
-        code,
-        text(result.error, 4096),
-        text(result.evidence, 256),
-        text(result.container_id, 128),
-        time_of(result, "agent_time"),
-        time_of(result, "duration"),
-    )
+def small(number: int) -> int:
+    """A number of an agent as JSON can say it."""
+    return max(0, min(number, 2**53 - 1))
 
 
 def receipt_of(command: str, index: int) -> agent_link_pb2.ConnectResponse:

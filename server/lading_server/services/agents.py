@@ -1,7 +1,7 @@
 """Agents, for people and services."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from lading.v1 import agents_pb2, agents_pb2_grpc
@@ -14,6 +14,7 @@ from lading_server.services.resources import agent_of
 from lading_server.sessions import Sessions
 from lading_server.store import agents, commands
 from lading_server.store.reader import Reader
+from lading_server.store.wakeups import Topic
 
 WATCH_SECONDS = 2.0
 PAGE = 500
@@ -22,8 +23,10 @@ PAGE = 500
 class Agents(agents_pb2_grpc.AgentsServicer):
     """See protos/lading/v1/agents.proto."""
 
-    def __init__(self, reader: Reader, sessions: Sessions, clock: Clock = now) -> None:
-        self._reader, self._sessions, self._clock = reader, sessions, clock
+    def __init__(
+        self, reader: Reader, sessions: Sessions, clock: Clock = now, *, tell: Callable[[Topic], None]
+    ) -> None:
+        self._reader, self._sessions, self._clock, self._tell = reader, sessions, clock, tell
 
     async def ListAgents(self, request: agents_pb2.ListAgentsRequest, context: Any) -> Any:
         size = paging.size(request.page_size)
@@ -53,8 +56,7 @@ class Agents(agents_pb2_grpc.AgentsServicer):
 
     def _message(self, row: agents.Row, containers: tuple[int, int], in_flight: int) -> agents_pb2.Agent:
         session = self._sessions.get(row.organization, row.name)
-        stale = session is not None and session.stale
-        return agent_of(row, self._clock(), stale=stale, containers=containers, in_flight=in_flight)
+        return agent_of(row, self._clock(), session, containers=containers, in_flight=in_flight)
 
     async def GetAgent(self, request: agents_pb2.GetAgentRequest, context: Any) -> Any:
         organization, name = calls.current().organization, names.agent_of(request.name)
@@ -107,6 +109,9 @@ class Agents(agents_pb2_grpc.AgentsServicer):
             was = bool(getattr(row, field))
             call.diff = [{"op": "replace", "path": f"/{field}", "value": value, "was": was}] if was != value else []
             agents.mark(transaction.connection, call.organization, name, **{field: value})
+            if field == "banned" and not value and row.quarantined:
+                agents.forgive(transaction.connection, call.organization, name)
+                call.diff = [*call.diff, {"op": "replace", "path": "/quarantined", "value": False, "was": True}]
             marked = agents.get(transaction.connection, call.organization, name)
             assert marked is not None
             return self._message(marked, (0, 0), 0)
@@ -115,5 +120,6 @@ class Agents(agents_pb2_grpc.AgentsServicer):
             session = self._sessions.get(call.organization, name)
             if session is not None:
                 session.end(errors.PermissionDenied(f"agent {name} is banned"))
+            self._tell(Topic.AGENTS)
 
         return Change(apply, then=end_session if field == "banned" and value else None)

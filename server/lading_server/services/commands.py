@@ -4,16 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from lading.v1 import agent_link_pb2, commands_pb2, commands_pb2_grpc
+from lading.v1 import commands_pb2, commands_pb2_grpc
 from lading_server import call as calls
 from lading_server import errors, names, paging
+from lading_server.call import Change
+from lading_server.commands import State
 from lading_server.dispatch import Dispatcher
+from lading_server.ends import record_resolution
+from lading_server.ledger.transaction import Transaction
 from lading_server.services.resources import command_of
 from lading_server.sessions import Sessions
 from lading_server.store import commands
 from lading_server.store.reader import Reader
 
 POLL_SECONDS = 1.0
+RESOLUTIONS = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 class Commands(commands_pb2_grpc.CommandsServicer):
@@ -28,7 +33,9 @@ class Commands(commands_pb2_grpc.CommandsServicer):
     async def _find(self, name: str) -> commands.Row:
         row = await self._reader.read(commands.get, calls.current().organization, names.command_of(name))
         if row is None:
-            raise errors.NotFound(f"there is no {name} in your organization: see `lading commands ls`")
+            raise errors.NotFound(
+                f"there is no command {names.command_of(name)} in your organization: see `lading commands ls`"
+            )
         return row
 
     async def ListCommands(self, request: commands_pb2.ListCommandsRequest, context: Any) -> Any:
@@ -74,7 +81,22 @@ class Commands(commands_pb2_grpc.CommandsServicer):
             self._sessions.unwatch(organization, changed)
 
     async def CancelCommand(self, request: commands_pb2.CancelCommandRequest, context: Any) -> Any:
-        row, session = await self._dispatcher.cancel(calls.current(), names.command_of(request.name))
-        if session is not None:
-            await session.send(agent_link_pb2.ConnectResponse(cancel=agent_link_pb2.Cancel(command=row.id)))
-        return command_of(row)
+        call = calls.current()
+        await call.claim()
+        return command_of(await self._dispatcher.cancel(call, names.command_of(request.name)))
+
+    async def ResolveCommand(self, request: commands_pb2.ResolveCommandRequest, context: Any) -> Any:
+        call, state = calls.current(), State(request.state)
+        if state not in RESOLUTIONS:
+            sentence = "must be SUCCEEDED, FAILED or CANCELLED"
+            raise errors.InvalidArgument(f"state: {sentence}", violations={"state": sentence})
+        settled: list[commands.Row] = []
+
+        def apply(transaction: Transaction) -> commands_pb2.Command:
+            row = record_resolution(transaction, call, names.command_of(request.name), state)
+            settled[:] = [row]
+            call.agent = row.agent
+            call.diff = [{"op": "replace", "path": "/state", "value": state.name, "was": State.UNKNOWN.name}]
+            return command_of(row)
+
+        return Change(apply, then=lambda: self._dispatcher.announce(settled[0]))

@@ -1,20 +1,20 @@
 """Containers: lifecycle calls become commands, lists come from what the agents report."""
 
-import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 from lading.v1 import agent_link_pb2, commands_pb2, containers_pb2, containers_pb2_grpc
 from lading_server import call as calls
-from lading_server import errors, names, paging
-from lading_server.clock import Clock, new_id, now
+from lading_server import errors, fingerprints, names, paging
+from lading_server.clock import Clock, now
 from lading_server.commands import State
 from lading_server.dispatch import Dispatcher
 from lading_server.errors import Code
 from lading_server.orders import Order
-from lading_server.relay import Relay, Relays
-from lading_server.services.resources import command_of, container_of, microseconds
-from lading_server.sessions import Sessions
+from lading_server.services.execs import Execs
+from lading_server.services.openings import Openings, piece_of
+from lading_server.services.resources import command_of, container_of, microseconds, within
 from lading_server.store import agents, containers
 from lading_server.store.reader import Reader
 
@@ -24,7 +24,6 @@ EXECUTE_SECONDS = 600
 EXECUTE_SECONDS_MAX = 86_400
 ANSWER_EARLY_SECONDS = 0.3
 """So long before the caller's deadline it is told that the command goes on, and how it is called."""
-ATTACH_SECONDS = 10.0
 
 VERBS = {
     "Create": commands_pb2.VERB_CREATE,
@@ -42,10 +41,16 @@ class Containers(containers_pb2_grpc.ContainersServicer):
     """See protos/lading/v1/containers.proto."""
 
     def __init__(
-        self, dispatcher: Dispatcher, reader: Reader, sessions: Sessions, relays: Relays, clock: Clock = now
+        self,
+        dispatcher: Dispatcher,
+        reader: Reader,
+        openings: Openings,
+        clock: Clock = now,
+        *,
+        record_exec_bytes: int = 0,
     ) -> None:
-        self._dispatcher, self._reader, self._sessions = dispatcher, reader, sessions
-        self._relays, self._clock = relays, clock
+        self._dispatcher, self._reader, self._openings, self._clock = dispatcher, reader, openings, clock
+        self._execs = Execs(dispatcher, openings, record_exec_bytes)
 
     async def ListContainers(self, request: containers_pb2.ListContainersRequest, context: Any) -> Any:
         size = paging.size(request.page_size)
@@ -131,7 +136,7 @@ class Containers(containers_pb2_grpc.ContainersServicer):
         name = names.command_name(row.id)
         try:
             row = await self._dispatcher.wait(call.organization, row.id, seconds)
-        except errors.StoreUnavailable as failure:
+        except errors.Error as failure:  # of the read: it is done, whatever its caller is told to try again
             raise errors.StoreUnavailable(
                 f"{name} is recorded and goes on; how it stands cannot be read now", metadata={"command": name}
             ) from failure
@@ -151,36 +156,25 @@ class Containers(containers_pb2_grpc.ContainersServicer):
         call = calls.current()
         agent, name = names.container_of(request.name)
         await self._find(agent, name)
-        session = self._sessions.get(call.organization, agent)
-        if session is None:
-            raise errors.AgentOffline(f"agent {agent} is not connected: its logs cannot be read now")
-        relay_id = new_id()
-        relay = Relay(call.organization, agent, call.operation)
-        self._relays.add(relay_id, relay)
-        try:
-            await session.send(
-                agent_link_pb2.ConnectResponse(
-                    open_bulk=agent_link_pb2.OpenBulk(
-                        session=relay_id,
-                        container=name,
-                        follow=request.follow,
-                        tail=request.tail,
-                        since=request.since if request.HasField("since") else None,
-                        timestamps=request.timestamps,
-                    )
-                )
-            )
-            try:
-                async with asyncio.timeout(ATTACH_SECONDS):
-                    await relay.attached.wait()
-            except TimeoutError:
-                raise errors.AgentOffline(f"agent {agent} did not open the log in {ATTACH_SECONDS:.0f} s") from None
-            while (piece := await relay.pieces.get()) is not None:
-                if isinstance(piece, errors.Error):
-                    raise piece
-                yield containers_pb2.StreamContainerLogsResponse(data=piece.data, source=piece.source)
-        finally:
-            self._relays.remove(relay_id)
+        ask = agent_link_pb2.OpenBulk(
+            session=call.operation,
+            container=name,
+            follow=request.follow,
+            tail=request.tail,
+            since=request.since if request.HasField("since") else None,
+            timestamps=request.timestamps,
+            after=request.after,
+        )
+        async with self._openings.log(call, agent, ask) as relay:
+            while (piece := await relay.take()) is not None:
+                yield containers_pb2.StreamContainerLogsResponse(**piece_of(piece))
+
+    async def ExecContainer(
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[containers_pb2.ExecContainerResponse]:
+        async with contextlib.aclosing(self._execs.serve(context)) as answers:
+            async for answer in answers:
+                yield answer
 
 
 def grace_of(request: Any) -> commands_pb2.Arguments:
@@ -215,15 +209,5 @@ def order_of(
         reason=request.reason,
         request_id=request.request_id,
         detach=request.detach,
+        fields=fingerprints.fields_of(request, without=("name", "agent", "request_id", "detach")),
     )
-
-
-def within(request: Any, field: str, default: int, most: int) -> int:
-    """A Duration of the request in microseconds, between 1 ms and `most` seconds. Raises InvalidArgument."""
-    if not request.HasField(field):
-        return default * 1_000_000
-    length = microseconds(getattr(request, field))
-    if not 1000 <= length <= most * 1_000_000:
-        sentence = f"must be between 0.001 s and {most} s"
-        raise errors.InvalidArgument(f"{field}: {sentence}", violations={field: sentence})
-    return length

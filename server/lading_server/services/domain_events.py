@@ -17,6 +17,8 @@ from lading_server.store.events import Row
 
 AHEAD_MAX = 5 * 60 * 1_000_000
 """Microseconds that a service's clock may be ahead."""
+EARLIEST = -8_520_336_000_000_000
+"""1700-01-01: what entries can say of times, as integers of JSON, ends a little before."""
 BYTES_MAX = 32 * 1024
 OUTCOMES = {int(outcome) for outcome in Outcome}
 CONTENT = (
@@ -41,6 +43,8 @@ def event_of(call: Call, message: pb.NewEvent, number: int, now: int) -> Event:
     occurred_at = moment(message.occurred_at) if message.HasField("occurred_at") else now
     if occurred_at > now + AHEAD_MAX:
         raise refusal(f"{at}.occurred_at", "must not be more than 5 minutes ahead of the server's clock")
+    if occurred_at < EARLIEST:
+        raise refusal(f"{at}.occurred_at", "must not be before 1700")
     try:
         diff = [plain(part) for part in message.diff.values]
         data = plain_struct(message.details)

@@ -31,6 +31,7 @@ class Erasure:
     async def EraseEventDetails(self, request: pb.EraseEventDetailsRequest, context: Any) -> Any:
         """The last chunk commits with the event of the call; those before it leave events that name it as parent."""
         call = calls.current()
+        await call.claim()
         if bool(request.ids) == request.HasField("filter"):
             raise errors.InvalidArgument(
                 "ids: say which events, either by ids or by a filter", violations={"ids": "either these or a filter"}
@@ -46,6 +47,7 @@ class Erasure:
 
         def apply(transaction: Transaction) -> pb.EraseEventDetailsResponse:
             count = erase(call, indexes, transaction)
+            erasures.rewrite_counts(transaction.connection)
             call.details["data"] = {"erased": count}
             return pb.EraseEventDetailsResponse(erased=erased + count)
 

@@ -8,13 +8,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2, containers_pb2
-from lading_server import names
+from lading_server import errors, names
 from lading_server.ledger.transaction import Proof
+from lading_server.sessions import Session
 from lading_server.signer import Signer
 from lading_server.store import agents, commands, containers
 
 SECONDS_MIN, SECONDS_MAX = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999."""
+RECENT_MICROSECONDS = 120_000_000
+"""What another process wrote of a session is believed so long: it writes every 30 s."""
 
 
 def stamp(at: int | None) -> Timestamp | None:
@@ -46,6 +49,17 @@ def duration(length: int) -> Duration:
     return Duration(seconds=length // 1_000_000, nanos=length % 1_000_000 * 1000)
 
 
+def within(request: Any, field: str, default: int, most: int) -> int:
+    """A Duration of the request in microseconds, between 1 ms and `most` seconds. Raises InvalidArgument."""
+    if not request.HasField(field):
+        return default * 1_000_000
+    length = microseconds(getattr(request, field))
+    if not 1000 <= length <= most * 1_000_000:
+        sentence = f"must be between 0.001 s and {most} s"
+        raise errors.InvalidArgument(f"{field}: {sentence}", violations={field: sentence})
+    return length
+
+
 def command_of(row: commands.Row) -> commands_pb2.Command:
     """A command, without the secrets of its arguments."""
     return commands_pb2.Command(
@@ -71,6 +85,8 @@ def command_of(row: commands.Row) -> commands_pb2.Command:
         error=row.error,
         evidence=row.evidence,
         container_id=row.container_id,
+        rollout=names.rollout_name(row.rollout) if row.rollout else "",
+        exit_code=row.exit_code or 0,
     )
 
 
@@ -121,6 +137,11 @@ class Frames:
         )
 
 
+def cancel_of(command: str) -> agent_link_pb2.ConnectResponse:
+    """The frame that asks an agent to stop a command."""
+    return agent_link_pb2.ConnectResponse(cancel=agent_link_pb2.Cancel(command=command))
+
+
 def container_of(row: containers.Row, at: int) -> containers_pb2.Container:
     """A container as its agent last reported it; `at`: now, to tell whether that agent's lease still holds."""
     return containers_pb2.Container(
@@ -160,9 +181,21 @@ def container_values(message: containers_pb2.Container, at: int) -> dict[str, An
     }
 
 
-def agent_of(row: agents.Row, at: int, *, stale: bool, containers: tuple[int, int], in_flight: int) -> agents_pb2.Agent:
-    """An agent. `at`: now; `stale`: no heartbeat for long; `containers`: those that run, and all."""
-    if not row.connected or row.lease_until <= at:
+def agent_of(
+    row: agents.Row, at: int, session: Session | None, *, containers: tuple[int, int], in_flight: int
+) -> agents_pb2.Agent:
+    """An agent. `at`: now; `session`: its session in this process; `containers`: those that run, and all.
+
+    What its session says counts; of one in another process what that wrote down last is shown.
+    """
+    connected = bool(row.connected) and row.lease_until > at
+    stale, acted_at = False, row.acted_at
+    hearing = connected and (row.heard_at or 0) > at - RECENT_MICROSECONDS
+    acting = connected and (row.acted_at is None or row.acted_at > at - RECENT_MICROSECONDS)
+    if session is not None and connected:
+        stale, hearing, acting = session.stale, session.hearing, session.acting
+        acted_at = session.pulse.acted_at
+    if not connected:
         state = agents_pb2.AGENT_STATE_OFFLINE
     else:
         state = agents_pb2.AGENT_STATE_STALE if stale else agents_pb2.AGENT_STATE_ONLINE
@@ -181,4 +214,9 @@ def agent_of(row: agents.Row, at: int, *, stale: bool, containers: tuple[int, in
         containers_running=containers[0],
         containers_total=containers[1],
         commands_in_flight=in_flight,
+        connected=connected,
+        hearing=hearing,
+        acting=acting,
+        acted_at=stamp(acted_at),
+        quarantined=row.quarantined,
     )

@@ -1,11 +1,13 @@
 """Agents and their sessions in the database."""
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
+from lading_server.store.driver import Prepared
 from lading_server.store.schema import agent_sessions, agents, containers
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -13,9 +15,7 @@ Row = sa.Row[*tuple[Any, ...]]
 
 def get(connection: sa.Connection, organization: str, name: str) -> Row | None:
     """One agent with its session."""
-    return connection.execute(
-        _with_session().where(agents.c.organization == organization, agents.c.name == name)
-    ).first()
+    return _get().first(connection, {"org": organization, "agent": name})
 
 
 def list_by_name(connection: sa.Connection, organization: str, after: str, limit: int) -> Sequence[Row]:
@@ -35,12 +35,30 @@ def _with_session() -> sa.Select[Any]:
         agent_sessions.c.replica,
         agent_sessions.c.lease_until,
         agent_sessions.c.connected,
+        agent_sessions.c.boot_id,
+        agent_sessions.c.journal_id,
+        agent_sessions.c.boot_before,
+        agent_sessions.c.heard_at,
+        agent_sessions.c.acted_at,
     ).select_from(
         agents.outerjoin(
             agent_sessions,
             sa.and_(agent_sessions.c.organization == agents.c.organization, agent_sessions.c.agent == agents.c.name),
         )
     )
+
+
+def list_held(connection: sa.Connection, replica: str) -> Sequence[Row]:
+    """Agents whose newest session is with this process: its epoch, and whether it may be."""
+    same = sa.and_(agents.c.organization == agent_sessions.c.organization, agents.c.name == agent_sessions.c.agent)
+    held = sa.select(
+        agent_sessions.c.organization,
+        agent_sessions.c.agent,
+        agent_sessions.c.epoch,
+        agents.c.banned,
+        agents.c.quarantined,
+    )
+    return connection.execute(held.join(agents, same).where(agent_sessions.c.replica == replica)).all()
 
 
 def count_containers(connection: sa.Connection, organization: str) -> dict[str, tuple[int, int]]:
@@ -95,7 +113,9 @@ def connect(
         )
     mine = sa.and_(agent_sessions.c.organization == organization, agent_sessions.c.agent == name)
     before = connection.execute(
-        sa.select(agent_sessions.c.epoch, agent_sessions.c.journal_id).where(mine).with_for_update()
+        sa.select(agent_sessions.c.epoch, agent_sessions.c.boot_id, agent_sessions.c.journal_id)
+        .where(mine)
+        .with_for_update()
     ).first()
     session = {
         "replica": replica,
@@ -103,7 +123,11 @@ def connect(
         "journal_id": journal_id,
         "connected": True,
         "lease_until": lease_until,
+        "heard_at": at,
+        "acted_at": None,
     }
+    if before is not None and before.boot_id != boot_id:
+        session["boot_before"] = before.boot_id
     if before is None:
         epoch = seen_epoch + 1
         connection.execute(
@@ -124,8 +148,9 @@ def keep(
     seen_at: int,
     lease_until: int,
     connected: bool,
+    **pulse: int | None,
 ) -> None:
-    """Write when the agent was last heard, unless a newer session took over."""
+    """Write when the agent was last heard, unless a newer session took over. `pulse`: `heard_at` and `acted_at`."""
     kept = connection.execute(
         sa.update(agent_sessions)
         .where(
@@ -133,7 +158,7 @@ def keep(
             agent_sessions.c.agent == name,
             agent_sessions.c.epoch == epoch,
         )
-        .values(lease_until=lease_until, connected=connected)
+        .values(lease_until=lease_until, connected=connected, **pulse)
     )
     if kept.rowcount:
         connection.execute(
@@ -143,8 +168,39 @@ def keep(
         )
 
 
+def hold(connection: sa.Connection, organization: str, name: str, epoch: int) -> bool:
+    """Whether this is the agent's newest session; until the transaction ends no newer one begins."""
+    mine = sa.select(agent_sessions.c.epoch).where(
+        agent_sessions.c.organization == organization, agent_sessions.c.agent == name
+    )
+    return bool(connection.execute(mine.with_for_update(read=True)).scalar() == epoch)
+
+
 def mark(connection: sa.Connection, organization: str, name: str, **values: bool) -> None:
-    """Set `drained` or `banned`."""
+    """Set `drained`, `banned` or `quarantined`."""
     connection.execute(
         sa.update(agents).where(agents.c.organization == organization, agents.c.name == name).values(**values)
     )
+
+
+def forgive(connection: sa.Connection, organization: str, name: str) -> None:
+    """End the quarantine, and forget which process came before: each of the two may be the one that stays."""
+    mark(connection, organization, name, quarantined=False)
+    connection.execute(
+        sa.update(agent_sessions)
+        .where(agent_sessions.c.organization == organization, agent_sessions.c.agent == name)
+        .values(boot_before="")
+    )
+
+
+def count_seen(connection: sa.Connection, since: int) -> int:
+    """Agents of all organizations that were heard since a time, microseconds since the epoch."""
+    return connection.execute(sa.select(sa.func.count()).where(agents.c.last_seen_at >= since)).scalar_one()
+
+
+@functools.cache
+def _get() -> Prepared:
+    """Made once: making it takes longer than running it."""
+    found = _with_session()
+    of = (agents.c.organization == sa.bindparam("org"), agents.c.name == sa.bindparam("agent"))
+    return Prepared(found.where(*of), list(found.selected_columns))

@@ -15,14 +15,36 @@ OPEN = sa.and_(events.c.stage == sa.literal_column(str(int(Stage.STARTED))), eve
 """As the index of these has it."""
 
 
-def begin(connection: sa.Connection, boot_id: str, at: int) -> None:
-    """A process begins. Times in microseconds since the epoch."""
-    connection.execute(sa.insert(boots).values(boot_id=boot_id, began_at=at, seen_at=at, ended_at=None))
+def begin(connection: sa.Connection, boot_id: str, at: int, address: str = "") -> None:
+    """A process begins. Times in microseconds since the epoch. `address`: where the other processes reach it."""
+    connection.execute(
+        sa.insert(boots).values(boot_id=boot_id, began_at=at, seen_at=at, ended_at=None, address=address)
+    )
 
 
-def renew(connection: sa.Connection, boot_id: str, at: int) -> None:
-    """It still lives."""
-    connection.execute(sa.update(boots).where(boots.c.boot_id == boot_id).values(seen_at=at))
+def address_of(connection: sa.Connection, boot_id: str) -> str:
+    """Where the other processes reach this one; empty when it has ended."""
+    found = sa.select(boots.c.address).where(boots.c.boot_id == boot_id, boots.c.ended_at.is_(None))
+    return connection.execute(found).scalar() or ""
+
+
+def reader_of(connection: sa.Connection, organization: str, session: str) -> str:
+    """Which process has the caller of a log (named by its operation) or of an exec session (by its command)."""
+    parent = sa.select(commands.c.parent).where(commands.c.id == session, commands.c.organization == organization)
+    operation = connection.execute(parent).scalar() or session
+    reader = sa.select(events.c.boot_id).where(
+        events.c.operation == operation, events.c.organization == organization, events.c.stage == int(Stage.STARTED)
+    )
+    return connection.execute(reader).scalar() or ""
+
+
+def renew(connection: sa.Connection, boot_id: str, at: int) -> bool:
+    """It still lives; False when it was taken for dead meanwhile, which ends here."""
+    mine = sa.update(boots).where(boots.c.boot_id == boot_id)
+    if connection.execute(mine.where(boots.c.ended_at.is_(None)).values(seen_at=at)).rowcount:
+        return True
+    connection.execute(mine.values(seen_at=at, ended_at=None))
+    return False
 
 
 def end(connection: sa.Connection, boot_id: str, at: int) -> bool:

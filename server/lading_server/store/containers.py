@@ -10,6 +10,13 @@ from lading_server.store.schema import agent_sessions, containers
 
 Row = sa.Row[*tuple[Any, ...]]
 
+_INSERT = sa.insert(containers)
+_DROP = sa.delete(containers).where(
+    containers.c.organization == sa.bindparam("org"),
+    containers.c.agent == sa.bindparam("of_agent"),
+    containers.c.name.in_(sa.bindparam("names", expanding=True)),
+)
+
 
 def replace(connection: sa.Connection, organization: str, agent: str, found: Iterable[dict[str, Any]]) -> None:
     """These are all containers of the agent."""
@@ -25,19 +32,13 @@ def put(connection: sa.Connection, organization: str, agent: str, found: Iterabl
     if not rows:
         return
     drop(connection, organization, agent, [row["name"] for row in rows])
-    connection.execute(sa.insert(containers), rows)
+    connection.execute(_INSERT, rows)
 
 
 def drop(connection: sa.Connection, organization: str, agent: str, names: Collection[str]) -> None:
     """These containers of the agent are gone."""
     if names:
-        connection.execute(
-            sa.delete(containers).where(
-                containers.c.organization == organization,
-                containers.c.agent == agent,
-                containers.c.name.in_(names),
-            )
-        )
+        connection.execute(_DROP, {"org": organization, "of_agent": agent, "names": list(names)})
 
 
 def get(connection: sa.Connection, organization: str, agent: str, name: str) -> Row | None:
@@ -76,6 +77,22 @@ def list_by_name(
         pair = json.dumps({key: value}, sort_keys=True)[1:-1]
         query = query.where(containers.c.labels.contains(pair, autoescape=True))
     return connection.execute(query.order_by(containers.c.agent, containers.c.name).limit(limit)).all()
+
+
+def list_known(
+    connection: sa.Connection, organization: str, wanted: Collection[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """Which of these (agent, name) pairs are reported."""
+    agents_wanted = sorted({agent for agent, _ in wanted})
+    found: set[tuple[str, str]] = set()
+    for begin in range(0, len(agents_wanted), 500):
+        rows = connection.execute(
+            sa.select(containers.c.agent, containers.c.name).where(
+                containers.c.organization == organization, containers.c.agent.in_(agents_wanted[begin : begin + 500])
+            )
+        )
+        found.update((row.agent, row.name) for row in rows)
+    return found & set(wanted)
 
 
 def _with_session() -> sa.Select[Any]:

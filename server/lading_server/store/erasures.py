@@ -1,6 +1,6 @@
 """What was erased of the log: details and salts of events, the columns that repeat them, and counts by their values.
 
-Entries stay, and with them every proof. Of a command whose events are erased, what repeats them goes too.
+Entries stay, and with them every proof. Of a command or a rollout whose events are erased, what repeats them goes too.
 """
 
 from collections import Counter
@@ -14,13 +14,14 @@ from lading_server.event import Stage
 from lading_server.store.event_counts import DAY, FAILED, HOUR, SECOND, VALUE_MAX
 from lading_server.store.event_filter import EventFilter, Field, actions_of, conditions, needs_actions
 from lading_server.store.events import Row, pieces, span, within
-from lading_server.store.schema import commands, erasures, event_counts, events, logs
+from lading_server.store.schema import commands, erasures, event_counts, events, logs, requests, rollouts
 
 BLANK = {"details": "{}", "salt": None, "actor_email": "", "reason": "", "error": "", "request_id": "", "source": ""}
 BLANK_COMMAND = {
     **dict.fromkeys(("actor_email", "source", "reason", "correlation", "error", "evidence"), ""),
     **dict.fromkeys(("arguments_shown", "envelope"), b""),
 }
+BLANK_ROLLOUT = dict.fromkeys(("actor_email", "source", "reason", "correlation"), "")
 COLUMNS = [
     events.c[name]
     for name in (
@@ -76,6 +77,7 @@ def erase(
     if not rows:
         return 0
     erase_commands(connection, organization, rows)
+    erase_rollouts(connection, organization, rows)
     move_counts(connection, organization, rows)
     connection.execute(sa.update(events).where(chosen).values(**BLANK))
     values = {"organization": organization, "erased_at": at, "actor": actor, "reason": reason}
@@ -97,6 +99,18 @@ def erase_commands(connection: sa.Connection, organization: str, rows: Sequence[
             metadata={"command": f"commands/{needed}"},
         )
     connection.execute(sa.update(commands).where(mine).values(**BLANK_COMMAND))
+
+
+def erase_rollouts(connection: sa.Connection, organization: str, rows: Sequence[Row]) -> None:
+    """Erase what rollouts, and answers that are kept for repeated calls, repeat of these events."""
+    operations = {row.operation for row in rows}
+    mine = sa.and_(
+        rollouts.c.organization == organization,
+        sa.or_(rollouts.c.id.in_(operations), rollouts.c.parent.in_(operations)),
+    )
+    connection.execute(sa.update(rollouts).where(mine).values(**BLANK_ROLLOUT))
+    kept = sa.and_(requests.c.organization == organization, requests.c.operation.in_(operations))
+    connection.execute(sa.delete(requests).where(kept))
 
 
 def move_counts(connection: sa.Connection, organization: str, rows: Sequence[Row]) -> None:
@@ -135,6 +149,18 @@ def add_count(connection: sa.Connection, organization: str, key: Key, total: int
     if not connection.execute(sa.update(event_counts).where(*where).values(**more)).rowcount:
         connection.execute(sa.insert(event_counts).values(**names, total=total, failed=failed))
     connection.execute(sa.delete(event_counts).where(*where, event_counts.c.total == 0, event_counts.c.failed == 0))
+
+
+def rewrite_counts(connection: sa.Connection) -> None:
+    """Write the counts to fresh pages of the embedded database: where their tree was rebalanced, copies of values that
+    it no longer holds stay in the gaps of its pages, past `secure_delete`, which only wipes what is freed."""
+    if connection.dialect.name != "sqlite":
+        return
+    kept = "kept_counts"
+    connection.exec_driver_sql(f"CREATE TEMP TABLE {kept} AS SELECT * FROM event_counts")
+    connection.exec_driver_sql("DELETE FROM event_counts")
+    connection.exec_driver_sql(f"INSERT INTO event_counts SELECT * FROM temp.{kept} ORDER BY 1, 2, 3, 4, 5, 6")
+    connection.exec_driver_sql(f"DROP TABLE temp.{kept}")
 
 
 def of_events(connection: sa.Connection, organization: str, indexes: Sequence[int]) -> dict[int, Row]:

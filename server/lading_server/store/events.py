@@ -24,6 +24,7 @@ TAIL_PIECE = 20_000
 
 Row = Any
 """A row of the table: its columns by name. (As an sa.Row, `index` and `count` would be those of a tuple.)"""
+_COLUMNS = tuple(events.c.keys())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class Page:
     rows: list[Row]
     older: int | None
     newer: int | None
+
+
+def values(row: Row) -> dict[str, Any]:
+    """The columns of a row by name: to read all of them, many times faster than one by one."""
+    return dict(zip(_COLUMNS, row, strict=True))
 
 
 def log(connection: sa.Connection, organization: str) -> Log:

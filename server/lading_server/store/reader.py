@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import logging
-import threading
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
@@ -20,6 +20,11 @@ R = TypeVar("R")
 ANSWER_SECONDS = 1.8
 """A caller is told UNAVAILABLE after this long: below the 2 s that are promised."""
 WAITING_MAX = 1_000
+PROGRESS_STEPS = 50_000
+"""Steps of SQLite's machine between two looks whether anybody still waits: about a millisecond."""
+OUTAGES = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError)
+DAMAGE = ("Could not decode to UTF-8", "malformed")
+"""What SQLite says of it."""
 
 # A plan that PostgreSQL keeps for all values walks the whole log for a rare one.
 _SETTINGS = f"SET LOCAL statement_timeout = {int(ANSWER_SECONDS * 1000)}; SET LOCAL plan_cache_mode = force_custom_plan"
@@ -28,32 +33,27 @@ _SETTINGS = f"SET LOCAL statement_timeout = {int(ANSWER_SECONDS * 1000)}; SET LO
 class Attempt:
     """One read in its thread, which its caller may stop waiting for."""
 
-    __slots__ = ("_abandoned", "_driver", "_lock")
+    __slots__ = ("abandoned",)
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._driver: Any = None
-        self._abandoned = False
+        self.abandoned = False
+        """Frees the thread: SQLite asks for it between its steps, PostgreSQL has its own timeout."""
 
     @contextlib.contextmanager
     def on(self, connection: sa.Connection) -> Iterator[None]:
         """While it runs statements on this connection."""
-        with self._lock:
-            if self._abandoned:
-                raise errors.StoreUnavailable
-            self._driver = connection.connection.driver_connection
+        if self.abandoned:
+            raise errors.StoreUnavailable
+        driver = connection.connection.driver_connection
+        if not isinstance(driver, sqlite3.Connection):
+            yield
+            return
+        # Not `interrupt`: it does nothing to a statement that begins a moment later, and that would never end.
+        driver.set_progress_handler(lambda: self.abandoned, PROGRESS_STEPS)
         try:
             yield
         finally:
-            with self._lock:
-                self._driver = None
-
-    def abandon(self) -> None:
-        """Free the thread: SQLite is interrupted here, PostgreSQL has its own timeout."""
-        with self._lock:
-            self._abandoned = True
-            if hasattr(self._driver, "interrupt"):
-                self._driver.interrupt()
+            driver.set_progress_handler(None, 0)
 
 
 class Reader:
@@ -73,8 +73,8 @@ class Reader:
     async def read(self, fn: Callable[Concatenate[sa.Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """What `fn(connection, *args, **kwargs)` returns; what it writes is undone.
 
-        Raises StoreUnavailable when the database does not answer in time, Overloaded when too many wait, and whatever
-        `fn` raises.
+        Raises StoreUnavailable when the database does not answer in time, Damaged when it cannot make sense of itself,
+        Overloaded when too many wait, and whatever `fn` raises.
         """
         if self._waiting >= WAITING_MAX:
             raise errors.Overloaded("too many calls wait for the database: try again", retry_after=1.0)
@@ -86,11 +86,11 @@ class Reader:
                     self._threads, lambda: self._run(attempt, lambda connection: fn(connection, *args, **kwargs))
                 )
         except TimeoutError:
-            attempt.abandon()
+            attempt.abandoned = True
             log.error("the database did not answer a read within %s s", ANSWER_SECONDS)
             raise errors.StoreUnavailable from None
         except asyncio.CancelledError:
-            attempt.abandon()
+            attempt.abandoned = True
             raise
         finally:
             self._waiting -= 1
@@ -107,6 +107,12 @@ class Reader:
                 result = fn(connection)
                 connection.rollback()
                 return result
-        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as failure:
-            log.error("the database does not answer: %s", str(getattr(failure, "orig", failure)).strip())
+        except (sa.exc.DatabaseError, sa.exc.InterfaceError, sa.exc.TimeoutError) as failure:
+            said = str(getattr(failure, "orig", failure)).strip()
+            if any(sign in said for sign in DAMAGE):
+                log.error("the database is damaged: %s", said)
+                raise errors.Damaged from failure
+            if not isinstance(failure, OUTAGES):
+                raise
+            log.error("the database does not answer: %s", said)
             raise errors.StoreUnavailable from failure

@@ -54,6 +54,7 @@ agents = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("connected_at", sa.BigInteger),
     sa.Column("last_seen_at", sa.BigInteger),
+    sa.Column("quarantined", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 agent_sessions = sa.Table(
     "agent_sessions",
@@ -66,6 +67,9 @@ agent_sessions = sa.Table(
     sa.Column("journal_id", sa.Text, nullable=False),
     sa.Column("connected", sa.Boolean, nullable=False),
     sa.Column("lease_until", sa.BigInteger, nullable=False),
+    sa.Column("boot_before", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Column("heard_at", sa.BigInteger),
+    sa.Column("acted_at", sa.BigInteger),
 )
 containers = sa.Table(
     "containers",
@@ -121,6 +125,9 @@ commands = sa.Table(
     sa.Column("evidence", sa.Text, nullable=False),
     sa.Column("container_id", sa.Text, nullable=False),
     sa.Column("event_index", sa.BigInteger, nullable=False),
+    sa.Column("rollout", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Column("exit_code", sa.Integer),
+    sa.Column("cancel_asked_at", sa.BigInteger),
     sa.Index("commands_newest", "organization", "created_at", "id"),
     sa.Index(
         "commands_unsettled",
@@ -285,6 +292,7 @@ boots = sa.Table(
     sa.Column("began_at", sa.BigInteger, nullable=False),
     sa.Column("seen_at", sa.BigInteger, nullable=False),
     sa.Column("ended_at", sa.BigInteger),
+    sa.Column("address", sa.Text, nullable=False, server_default=sa.text("''")),
 )
 cosignatures = sa.Table(
     "cosignatures",
@@ -305,4 +313,62 @@ erasures = sa.Table(
     sa.Column("erased_at", sa.BigInteger, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+)
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("organization", sa.Text, primary_key=True),
+    sa.Column("actor", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("fingerprints", sa.Text, nullable=False),
+    sa.Column("reply", sa.LargeBinary, nullable=False),
+    sa.Column("operation", sa.Text, nullable=False),
+    sa.Column("recorded_at", sa.BigInteger, nullable=False),
+)
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("organization", sa.Text, nullable=False),
+    sa.Column("plan", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("state_reason", sa.Text, nullable=False),
+    sa.Column("wave", sa.Integer, nullable=False),
+    sa.Column("wave_ends", sa.Text, nullable=False),
+    sa.Column("wave_ended_at", sa.BigInteger),
+    sa.Column("failures_forgiven", sa.Integer, nullable=False),
+    sa.Column("targets_sha256", sa.LargeBinary, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor_type", sa.SmallInteger, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("actor_email", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("correlation", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("parent", sa.Text, nullable=False),
+    sa.Column("retry_of", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("settled_at", sa.BigInteger),
+    sa.Column("replica", sa.Text, nullable=False),
+    sa.Column("replica_until", sa.BigInteger, nullable=False),
+    sa.Index("rollouts_newest", "organization", "created_at", "id"),
+    sa.Index(
+        "rollouts_unsettled",
+        "id",
+        sqlite_where=sa.text("settled_at IS NULL"),
+        postgresql_where=sa.text("settled_at IS NULL"),
+    ),
+)
+rollout_targets = sa.Table(
+    "rollout_targets",
+    metadata,
+    sa.Column("rollout", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("agent", sa.Text, nullable=False),
+    sa.Column("container", sa.Text, nullable=False),
+    sa.Column("wave", sa.Integer, nullable=False),
+    sa.Column("command", sa.Text, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
 )

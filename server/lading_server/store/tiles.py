@@ -12,14 +12,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from lading_server.store.schema import cosignatures, events, logs, tiles
-from lading_server.tree import Edge, hash_leaf, hash_pair, prove_consistency, prove_inclusion, unpack
+from lading_server.tree import Edge, grow, hash_leaf, hash_pair, prove_consistency, prove_inclusion, unpack
 
 WIDTH = 256
 HEIGHT = 8
 HASH_BYTES = 32
 CACHED_MAX = 2_000
 """About 16 KB each."""
+CHECKED_AT_ONCE = 4_096
 
+Partial = dict[tuple[int, int], list[bytes]]
+"""Hashes of tiles, by level and index."""
 Pyramid = list[list[bytes]]
 """The hashes of a tile, and above them the nodes of each level up to its root."""
 
@@ -53,11 +56,13 @@ class Cache:
 
 
 class Nodes:
-    """The nodes of one log's tree, as `tree.Node`."""
+    """The nodes of one log's tree, as `tree.Node`. `partial`: tiles that still fill, for whoever knows when they do."""
 
-    def __init__(self, connection: sa.Connection, organization: str, cache: Cache) -> None:
+    def __init__(
+        self, connection: sa.Connection, organization: str, cache: Cache, partial: Partial | None = None
+    ) -> None:
         self._connection, self._organization, self._cache = connection, organization, cache
-        self._open: dict[tuple[int, int], list[bytes]] = {}
+        self._open: Partial = {} if partial is None else partial
 
     def __call__(self, level: int, index: int) -> bytes:
         """Raises LookupError when the tree is not that large."""
@@ -70,6 +75,7 @@ class Nodes:
             if len(hashes) == WIDTH:
                 pyramid = build(hashes)
                 self._cache.put(key, pyramid)
+                del self._open[key[1:]]
             else:
                 if offset + (1 << rise) > len(hashes):
                     raise LookupError(f"there is no node {index} of level {level} yet")
@@ -80,11 +86,8 @@ class Nodes:
         """The hashes of a tile, as far as it is filled."""
         key = (level, index)
         if key not in self._open:
-            found = self._connection.execute(
-                sa.select(tiles.c.hashes).where(
-                    tiles.c.organization == self._organization, tiles.c.level == level, tiles.c.index == index
-                )
-            ).scalar()
+            tile = {"of": self._organization, "at_level": level, "at_index": index}
+            found = self._connection.execute(_SELECT_TILE, tile).scalar()
             if found is not None:
                 self._open[key] = split(bytes(found))
             elif level == 0:
@@ -117,6 +120,13 @@ def read_entries(connection: sa.Connection, organization: str, first: int, limit
         .order_by(events.c.index)
     ).scalars()
     return [bytes(entry) for entry in found]
+
+
+def last_index(connection: sa.Connection, organization: str) -> int:
+    """Index of the last event of a log; -1 when it has none."""
+    found = sa.select(sa.func.max(events.c.index)).where(events.c.organization == organization)
+    last = connection.execute(found).scalar()
+    return -1 if last is None else int(last)
 
 
 def read_edge(connection: sa.Connection, organization: str) -> Edge:
@@ -154,6 +164,45 @@ def append_tile(connection: sa.Connection, organization: str, level: int, index:
         connection.execute(_INSERT_TILE, new)
     else:
         connection.execute(_EXTEND_TILE, {**tile, "more": bytes(before) + hashes})
+
+
+def check(connection: sa.Connection, organization: str, edge: Edge) -> None:
+    """Raise ValueError unless the entries of a log, all of which are read, come to its edge and to its tiles."""
+    found = Edge()
+    open_tiles: dict[int, list[bytes]] = {}
+    tile_count = 0
+
+    def compare(level: int, index: int, hashes: list[bytes]) -> None:
+        nonlocal tile_count
+        tile = {"of": organization, "at_level": level, "at_index": index}
+        if bytes(connection.execute(_SELECT_TILE, tile).scalar() or b"") != b"".join(hashes):
+            raise ValueError(f"tile {index} of level {level} is not that of the entries")
+        tile_count += 1
+
+    while found.size < edge.size:
+        count = min(CHECKED_AT_ONCE, edge.size - found.size)
+        entries = read_entries(connection, organization, found.size, count)
+        if len(entries) < count:
+            raise ValueError(f"of the entries {found.size} to {found.size + count - 1} some are missing")
+        growth = grow(found, [hash_leaf(entry) for entry in entries])
+        for level in range(growth.after.size.bit_length() // HEIGHT + 1):
+            for index in range(found.size >> HEIGHT * level, growth.after.size >> HEIGHT * level):
+                hashes = open_tiles.setdefault(level, [])
+                hashes.append(growth.nodes[HEIGHT * level, index])
+                if len(hashes) == WIDTH:
+                    compare(level, index // WIDTH, hashes)
+                    hashes.clear()
+        found = growth.after
+    if found.root() != edge.root():
+        raise ValueError(f"its {edge.size} entries do not come to the root of its head")
+    for level, hashes in open_tiles.items():
+        if level and hashes:
+            compare(level, (edge.size >> HEIGHT * level) // WIDTH, hashes)
+    if read_entries(connection, organization, edge.size, 1):
+        raise ValueError(f"there are entries after its {edge.size}")
+    of_log = sa.select(sa.func.count()).select_from(tiles).where(tiles.c.organization == organization)
+    if connection.execute(of_log).scalar_one() != tile_count:
+        raise ValueError("there are tiles of entries that it does not have")
 
 
 def put_cosignature(connection: sa.Connection, organization: str, agent: str, **values: Any) -> None:
