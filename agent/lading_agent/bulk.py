@@ -1,84 +1,103 @@
-"""Carries logs on a channel of their own, so that their bytes never delay a command."""
+"""Logs and exec sessions, on a channel of their own, so that their bytes never delay a command."""
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
+from typing import Any
 
 import grpc
 
-from lading.v1.agent_link_pb2 import BulkEnd, BulkRequest, BulkResponse, OpenBulk
+from lading.v1.agent_link_pb2 import OpenBulk
 from lading.v1.agent_link_pb2_grpc import AgentLinkStub
-from lading_agent.errors import AgentError
+from lading_agent.carrier import Call, Carrier
+from lading_agent.errors import AgentError, NobodyReads
 from lading_agent.link import identity, open_channel
-from lading_agent.runtimes import LogQuery, Runtime
+from lading_agent.runtimes import LogPiece, LogQuery, Runtime
 from lading_agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES_MAX = 64 * 1024
-
-Call = grpc.aio.StreamStreamCall[BulkRequest, BulkResponse]
-
 
 class Bulk:
-    """All Bulk streams of the agent; the channel is there while one of them is."""
+    """All sessions of the agent that carry bytes; the channel is there while one of them is."""
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
         self._settings = settings
         self._runtime = runtime
         self._channel: grpc.aio.Channel | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._carried = 0
+        self._tasks: dict[asyncio.Task[None], Carrier | None] = {}
 
     def open(self, ask: OpenBulk) -> None:
-        """Begin one; it ends by itself."""
-        task = asyncio.create_task(self._serve(ask), name=f"bulk {ask.session}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Begin to carry a log; it ends by itself."""
+        self._start(self._carry_log(ask))
+
+    def carry(self, session: str) -> Carrier:
+        """Begin to carry what is given to it: until it was told the end, or nobody reads, or `drop`."""
+        carrier = Carrier(session, self._connect)
+        self._start(self._run(carrier), carrier)
+        return carrier
+
+    def drop(self, carrier: Carrier) -> None:
+        """It will not be told an end any more."""
+        if not carrier.ended:
+            for task, carried in self._tasks.items():
+                if carried is carrier:
+                    task.cancel()
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, ask: OpenBulk) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], carrier: Carrier | None = None) -> None:
+        task = asyncio.create_task(work)
+        self._tasks[task] = carrier
+        task.add_done_callback(self._tasks.pop)
+
+    async def _run(self, carrier: Carrier) -> None:
+        self._carried += 1
         try:
-            if self._channel is None:
-                self._channel = open_channel(self._settings)
-            call: Call = AgentLinkStub(self._channel).Bulk(metadata=identity(self._settings))
-            pump = asyncio.create_task(self._pump(call, ask))
-            try:
-                while isinstance(response := await call.read(), BulkResponse) and not response.stop:
-                    pass
-            finally:
-                pump.cancel()
-                await asyncio.gather(pump, return_exceptions=True)
-                call.cancel()
-        except (grpc.aio.AioRpcError, AgentError) as error:
-            words = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
-            log.warning("log of %s: %s", ask.container, words)
+            await carrier.run()
         finally:
-            if self._tasks == {asyncio.current_task()} and self._channel is not None:
+            self._carried -= 1
+            if not self._carried and self._channel is not None:
                 channel, self._channel = self._channel, None
                 await channel.close()
 
-    async def _pump(self, call: Call, ask: OpenBulk) -> None:
-        """Writes wait for the server, and reading the log waits for the writes: nothing piles up here."""
-        await call.write(BulkRequest(session=ask.session))
-        query = LogQuery(ask.follow, ask.tail, ask.since.ToNanoseconds(), ask.timestamps)
-        end = BulkEnd()
+    def _connect(self) -> Call:
+        if self._channel is None:
+            self._channel = open_channel(self._settings)
+        return AgentLinkStub(self._channel).Bulk(metadata=identity(self._settings))
+
+    async def _carry_log(self, ask: OpenBulk) -> None:
+        query = LogQuery(ask.follow, ask.tail, ask.since.ToNanoseconds(), ask.timestamps, ask.after)
+        carrier = self.carry(ask.session)
+        reading = asyncio.create_task(self._read_log(carrier, self._runtime.logs(ask.container, query)))
+        # A log that is silent for hours must not be read for nobody.
+        leaving = asyncio.create_task(carrier.receive())
         try:
-            async with aclosing(self._runtime.logs(ask.container, query)) as pieces:
+            await asyncio.wait((reading, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (reading, leaving):
+                task.cancel()
+            await asyncio.gather(reading, leaving, return_exceptions=True)
+            self.drop(carrier)
+
+    async def _read_log(self, carrier: Carrier, pieces: AsyncGenerator[LogPiece, None]) -> None:
+        """Reading waits for sending, and sending for the server: nothing piles up here."""
+        code, error = grpc.StatusCode.OK, ""
+        try:
+            async with aclosing(pieces):
                 async for piece in pieces:
-                    for start in range(0, len(piece.data), PIECE_BYTES_MAX):
-                        data = piece.data[start : start + PIECE_BYTES_MAX]
-                        await call.write(BulkRequest(data=data, source=piece.source))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # The call is over, and who reads it knows why.
+                    await carrier.send(piece.data, piece.source, piece.position)
+        except NobodyReads:
             return
-        except AgentError as error:
-            end = BulkEnd(code=error.code.value[0], error=str(error))
-        except Exception as error:
-            log.exception("log of %s: a fault of the agent", ask.container)
-            end = BulkEnd(code=grpc.StatusCode.INTERNAL.value[0], error=f"a fault of the agent: {error!r}")
-        await call.write(BulkRequest(end=end))
-        await call.done_writing()
+        except AgentError as failure:
+            code, error = failure.code, str(failure)
+        except Exception as failure:
+            log.exception("a log: a fault of the agent")
+            code, error = grpc.StatusCode.INTERNAL, f"a fault of the agent: {failure!r}"
+        await carrier.end(code.value[0], error)

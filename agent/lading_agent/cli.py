@@ -1,6 +1,8 @@
 """`lading agent`: run an agent on this host."""
 
 import asyncio
+import base64
+import json
 import logging
 import os
 import pathlib
@@ -11,6 +13,8 @@ import click
 
 from lading_agent.errors import AgentError
 from lading_agent.journal import Journal, View
+from lading_agent.refusals import Refusal
+from lading_agent.refusals import read as read_refusals
 from lading_agent.runtimes import Runtime
 from lading_agent.settings import Settings, agent_name, check_server, parse_labels, read_token
 
@@ -109,6 +113,7 @@ def run(
       labels = { app = "web" }
       restart = "on-failure"        # no, on-failure, unless-stopped, always
       autocreate = true             # there is a container `web` at once, not started
+      exec = true                   # `lading exec` may run other programs beside it
     """
     write_log_lines()
     try:
@@ -153,6 +158,74 @@ def forget_log(data: pathlib.Path) -> None:
         click.echo(f"lading agent: {error}", err=True)
         sys.exit(2)
     click.echo(f"{view.log_key}\n\n{view.checkpoint}" if view is not None else "the agent has seen no log yet")
+
+
+@agent.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=pathlib.Path, exists=True, file_okay=False),
+    envvar="LADING_AGENT_DATA",
+    default="lading-agent-data",
+    show_default=True,
+    metavar="DIR",
+    help="The agent's folder; the agent may run.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="json: with the evidence.",
+)
+def refusals(data: pathlib.Path, output: str) -> None:
+    """Show what this agent refused, oldest first. Only reads.
+
+    \b
+    Examples:
+      lading agent refusals --data /var/lib/lading-agent
+      lading agent refusals --data /var/lib/lading-agent -o json > evidence.json
+
+    \b
+    KIND is
+      log      the server showed a log that does not extend the one that this agent saw: its history was rewritten,
+               or its database restored. The agent executes nothing for it.
+      command  one command was not proven to be in the log, or cannot be done here. The others go on.
+
+    With -o json each one carries the evidence: `known`, the signed checkpoint that the agent had; `shown`, that which
+    the server showed; and `frame`, all that it sent (a lading.v1.ConnectResponse, base64). Two checkpoints signed by
+    one key that contradict each other are proof against who holds the key. The newest 256 of each kind are kept.
+    """
+    try:
+        found = read_refusals(data)
+    except AgentError as error:
+        click.echo(f"lading agent: {error}", err=True)
+        sys.exit(2)
+    if output == "json":
+        click.echo(json.dumps([_document(each) for each in found], indent=2, ensure_ascii=False))
+        return
+    if found:
+        click.echo(f"{'AT':<20}  {'KIND':<7}  {'COMMAND':<36}  REASON")
+    for each in found:
+        at = each.at.strftime("%Y-%m-%dT%H:%M:%SZ")
+        # What the server sent is data: its control characters never reach the terminal.
+        reason, command = ("".join(c if c.isprintable() else "�" for c in text) for text in (each.reason, each.command))
+        click.echo(f"{at}  {each.kind:<7}  {command or '-':<36}  {reason}")
+    told = "The evidence is shown by -o json." if found else "This agent refused nothing."
+    click.echo(told, err=True)
+
+
+def _document(refusal: Refusal) -> dict[str, str]:
+    return {
+        "at": refusal.at.isoformat().replace("+00:00", "Z"),
+        "kind": refusal.kind,
+        "command": refusal.command,
+        "reason": refusal.reason,
+        "known": refusal.known,
+        "shown": refusal.shown,
+        "log_key": refusal.log_key,
+        "frame": base64.b64encode(refusal.frame).decode(),
+    }
 
 
 async def _forget_log(data: pathlib.Path) -> View | None:

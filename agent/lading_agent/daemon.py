@@ -11,7 +11,7 @@ from lading_agent.backoff import Backoff
 from lading_agent.bulk import Bulk
 from lading_agent.journal import Journal
 from lading_agent.runtimes import Runtime
-from lading_agent.session import LAST_WORDS_WITHIN, Ending, Session
+from lading_agent.session import LAST_WORDS_WITHIN, Ending, Progress, Session
 from lading_agent.settings import Settings
 from lading_agent.witness import Witness
 from lading_agent.worker import Worker
@@ -32,9 +32,10 @@ class Daemon:
         self._runtime = runtime
         self._journal = Journal(settings.data)
         self._witness = Witness(settings.organization, settings.name, self._journal)
-        self._worker = Worker(self._witness, runtime, self._journal)
         self._bulk = Bulk(settings, runtime)
+        self._worker = Worker(self._witness, runtime, self._journal, carriers=self._bulk)
         self._backoff = Backoff()
+        self._progress = Progress()
         self._boot_id = str(uuid.uuid4())
         self._stopping = asyncio.Event()
 
@@ -71,7 +72,14 @@ class Daemon:
     async def _connect(self) -> None:
         """One session and the wait after it; a stop ends both in order."""
         session = Session(
-            self._settings, self._boot_id, self._journal, self._witness, self._worker, self._runtime, self._bulk
+            self._settings,
+            self._boot_id,
+            self._journal,
+            self._witness,
+            self._worker,
+            self._runtime,
+            self._bulk,
+            self._progress,
         )
         began = time.monotonic()
         life = asyncio.create_task(session.run())
@@ -84,7 +92,7 @@ class Daemon:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
             return
-        ending = life.result()
+        ending, self._progress = life.result(), session.progress
         # An ended call is a cycle of references that keeps its connection open until it is collected.
         gc.collect()
         if ending.lived and time.monotonic() - began > GOOD_AFTER:

@@ -27,6 +27,12 @@ class JournalError(AgentError):
     code = StatusCode.UNAVAILABLE
 
 
+class DiskFull(JournalError):
+    """The journal's disk is full."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+
+
 class SessionBroken(AgentError):
     """The server broke the protocol of a session."""
 
@@ -53,8 +59,24 @@ class Cancelled(AgentError):
     code = StatusCode.CANCELLED
 
 
+class NobodyReads(AgentError):
+    """Nobody reads these bytes any more."""
+
+    code = StatusCode.CANCELLED
+
+
 class RuntimeFailure(AgentError):
     """The runtime refused or failed; it has answered, so nothing is in doubt."""
+
+
+class CannotRun(RuntimeFailure):
+    """The program could not be run at all."""
+
+    code = StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Unchanged(RuntimeFailure):

@@ -13,7 +13,8 @@ from lading_agent.runtimes import Runtime, RuntimeEvent, find
 
 log = logging.getLogger(__name__)
 
-COALESCE_WITHIN = 0.05
+# Longer than a short command takes: its result, which brings the container too, goes first.
+COALESCE_WITHIN = 0.2
 RETRY_AFTER = 2.0
 
 

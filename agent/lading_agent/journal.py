@@ -1,5 +1,5 @@
-"""What the agent must not forget: commands, and the log that they come from. SQLite, one writer thread, every write on
-disk before its caller goes on.
+"""What the agent must not forget: commands, and the log that they come from. Every write is on disk before its caller
+goes on.
 
 Stages of a command, each committed before what it announces happens:
 
@@ -11,16 +11,13 @@ A row is kept for 7 days after that receipt, so that a late duplicate is answere
 then, one time stays: a command that was issued before it, and is not known, may be one of the forgotten and is refused.
 """
 
-import asyncio
-import fcntl
-import os
 import pathlib
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from grpc import StatusCode
@@ -28,6 +25,7 @@ from grpc import StatusCode
 from lading.transparency import note
 from lading.v1.agent_link_pb2 import ConnectResponse, Dispatch, Envelope, HeldCommand, Result
 from lading.v1.containers_pb2 import Container
+from lading_agent.disk import Disk
 from lading_agent.errors import JournalError, Refused
 
 Answer = TypeVar("Answer")
@@ -36,7 +34,7 @@ KEEP_US = 7 * 24 * 3600 * 1_000_000
 # Evidence: so many refusals of each kind, the newest, and so much of each frame.
 REFUSALS_MAX = 256
 FRAME_BYTES_MAX = 256 * 1024
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 REFUSALS = """
 CREATE TABLE refusals (
     kind TEXT NOT NULL CHECK (kind IN ('command', 'log')),
@@ -59,7 +57,8 @@ CREATE TABLE commands (
     received_at INTEGER NOT NULL,
     executing_at INTEGER,
     ended_at INTEGER,
-    receipted_at INTEGER
+    receipted_at INTEGER,
+    handle TEXT
 );
 CREATE INDEX commands_held ON commands (received_at) WHERE receipted_at IS NULL;
 CREATE INDEX commands_receipted ON commands (receipted_at) WHERE receipted_at IS NOT NULL;
@@ -71,19 +70,40 @@ UPDATE commands SET issued_at = issued_at_of(envelope);
 ALTER TABLE refusals RENAME TO refusals_before;
 {REFUSALS}INSERT INTO refusals SELECT 'command', command, reason, frame_of(envelope), '', at FROM refusals_before;
 DROP TABLE refusals_before;
-"""
+""",
+    2: "ALTER TABLE commands ADD COLUMN handle TEXT;",
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One command as journalled. `before` is None where there was no container; times in microseconds since 1970."""
+    """One command as journalled. `before` is None where there was no container; times in microseconds since 1970;
+    `handle` is by what the runtime knows the program of an exec, empty before there is one."""
 
     envelope: Envelope
     stage: str
     before: Container | None
     result: Result | None
     executing_at: int | None
+    handle: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known just before a command begins: the container, None where there is none, and when."""
+
+    before: Container | None
+    at_ns: int = field(default_factory=time.time_ns)
+
+
+@dataclass(frozen=True)
+class Act:
+    """When a command acted on a container, in microseconds since 1970; `ended_at` is None while it does."""
+
+    container: str
+    verb: int
+    begun_at: int
+    ended_at: int | None
 
 
 @dataclass(frozen=True)
@@ -106,19 +126,19 @@ class Journal:
         # Always what is on disk. None before first contact.
         self.view: View | None = None
         self._forgotten_until = -1
+        # Until when the server knows what happened in the runtime, nanoseconds since 1970; None at first.
+        self.seen_ns: int | None = None
         # Receipts wait for the next write: one that a crash loses is asked for again by the next Hello.
         self._receipts: list[tuple[int, str]] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
-        self._connection: sqlite3.Connection | None = None
-        self._lock: int | None = None
+        self._disk = Disk(folder)
 
     async def open(self) -> None:
         """Make or open it; raises JournalError when another agent has it, or a newer version wrote it."""
-        await self._run(self._open)
+        await self._disk.open(self._open)
 
     async def close(self) -> None:
-        await self._run(self._close)
-        self._thread.shutdown()
+        """Write what waits, and let go of it."""
+        await self._disk.close(partial(_put_receipts, receipts=self._receipts))
 
     async def claim(self, owner: str) -> None:
         """Make it the journal of this agent (`organization/agent`) alone; raises JournalError when it is another's."""
@@ -134,9 +154,10 @@ class Journal:
         """Persist what was seen of the log."""
         await self._write(lambda connection: None, view)
 
-    async def receive(self, envelope: Envelope, view: View | None = None) -> Entry | None:
-        """Journal a command, and what was seen of the log with it. Of one that is known already nothing changes, and
-        the answer is what is known. Raises Refused when it may be one of those that were forgotten."""
+    async def receive(self, envelope: Envelope, view: View | None = None, start: Start | None = None) -> Entry | None:
+        """Journal a command, and what was seen of the log with it; with `start` it is executing at once, as by `begin`.
+        Of one that is known already nothing changes, and the answer is what is known. Raises Refused when it may be
+        one of those that were forgotten."""
         data = envelope.SerializeToString(deterministic=True)
         issued_at = issued_at_of(envelope)
 
@@ -144,6 +165,7 @@ class Journal:
             row = connection.execute(f"{SELECT_ENTRY} WHERE id = ?", (envelope.command,)).fetchone()
             if row:
                 return _entry(row)
+            self._disk.require_room()
             if issued_at <= self._forgotten_until:
                 raise Refused(
                     "a replay, it seems: it was issued before commands that this agent has done and forgotten, and it "
@@ -154,6 +176,8 @@ class Journal:
                 "INSERT INTO commands (id, envelope, issued_at, stage, received_at) VALUES (?, ?, ?, 'received', ?)",
                 (envelope.command, data, issued_at, _now_us()),
             )
+            if start is not None:
+                _begin(connection, envelope.command, start)
             return None
 
         return await self._write(receive, view)
@@ -164,15 +188,14 @@ class Journal:
         row = await self._write(lambda connection: connection.execute(sql, (envelope.command,)).fetchone(), view)
         return _entry(row) if row else None
 
-    async def begin(self, command: str, before: Container | None) -> None:
+    async def begin(self, command: str, start: Start) -> None:
         """From here on the runtime may be touched."""
-        data = before.SerializeToString() if before is not None else None
-        await self._write(
-            lambda connection: connection.execute(
-                "UPDATE commands SET stage = 'executing', before = ?, executing_at = ? WHERE id = ?",
-                (data, _now_us(), command),
-            )
-        )
+        await self._write(lambda connection: _begin(connection, command, start))
+
+    async def keep_handle(self, command: str, handle: str) -> None:
+        """By what the runtime will know the program of an exec; it does not run yet."""
+        sql = "UPDATE commands SET handle = ? WHERE id = ?"
+        await self._write(lambda connection: connection.execute(sql, (handle, command)))
 
     async def end(self, result: Result) -> None:
         """The first end stays: a later one changes nothing."""
@@ -208,23 +231,49 @@ class Journal:
     async def held(self) -> list[HeldCommand]:
         """Commands without a receipt, oldest first, with their results where there are."""
         sql = "SELECT id, result FROM commands WHERE receipted_at IS NULL ORDER BY received_at"
-        rows = await self._write(lambda connection: connection.execute(sql).fetchall())
-        return [HeldCommand(command=id, result=Result.FromString(data) if data else None) for id, data in rows]
+        receipted = {command for _, command in self._receipts}
+        rows = await self._disk.write(lambda connection: connection.execute(sql).fetchall())
+        return [
+            HeldCommand(command=id, result=Result.FromString(data) if data else None)
+            for id, data in rows
+            if id not in receipted
+        ]
 
     async def unfinished(self) -> list[Entry]:
         """Commands without a result, oldest first."""
         sql = f"{SELECT_ENTRY} WHERE receipted_at IS NULL AND stage != 'ended' ORDER BY received_at"
-        return [_entry(row) for row in await self._write(lambda connection: connection.execute(sql).fetchall())]
+        return [_entry(row) for row in await self._disk.write(lambda connection: connection.execute(sql).fetchall())]
 
     async def depth(self) -> int:
         """How many commands have no receipt."""
         sql = "SELECT count(*) FROM commands WHERE receipted_at IS NULL"
-        return int(await self._write(lambda connection: connection.execute(sql).fetchone()[0]))
+        receipted = len(self._receipts)
+        return int(await self._disk.write(lambda connection: connection.execute(sql).fetchone()[0])) - receipted
 
     async def raise_epoch(self, epoch: int) -> None:
         """Keep the highest epoch ever seen."""
         self.epoch = max(self.epoch, epoch)
         await self._write(lambda connection: _put(connection, epoch=self.epoch))
+
+    async def see(self, at_ns: int) -> None:
+        """The server knows what happened in the runtime until then."""
+        await self._write(lambda connection: _put(connection, seen_ns=at_ns))
+        self.seen_ns = at_ns
+
+    async def acts(self, since_ns: int) -> list[Act]:
+        """What commands did since then, in nanoseconds since 1970."""
+        # A receipt comes after its end; each half has its index.
+        sql = (
+            "SELECT envelope, executing_at, ended_at FROM commands "
+            "WHERE receipted_at IS NULL AND executing_at IS NOT NULL AND (ended_at IS NULL OR ended_at >= :since) "
+            "UNION ALL SELECT envelope, executing_at, ended_at FROM commands "
+            "WHERE receipted_at IS NOT NULL AND receipted_at >= :since AND ended_at >= :since "
+            "AND executing_at IS NOT NULL"
+        )
+        since = {"since": since_ns // 1000}
+        rows = await self._disk.write(lambda connection: connection.execute(sql, since).fetchall())
+        found = ((Envelope.FromString(data), begun_at, ended_at) for data, begun_at, ended_at in rows)
+        return [Act(envelope.container, envelope.verb, *times) for envelope, *times in found]
 
     async def purge(self) -> None:
         """Forget what got its receipt more than 7 days ago, and remember until when that was issued."""
@@ -251,51 +300,33 @@ class Journal:
             self.view = None
         return view
 
-    async def _run(self, work: Callable[[], Answer]) -> Answer:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"the journal in {self.folder} cannot be written ({error}); nothing was done") from error
-
     async def _write(self, work: Callable[[sqlite3.Connection], Answer], view: View | None = None) -> Answer:
         """Run it in one transaction, with the receipts that wait and what was seen of the log; committed and synced
         when this returns."""
         receipts, self._receipts = self._receipts, []
 
-        def transact() -> Answer:
-            assert self._connection is not None, "open() first"
-            with self._connection as connection:
-                connection.executemany("UPDATE commands SET receipted_at = ? WHERE id = ?", receipts)
-                if view is not None:
-                    _put(connection, log_key=str(view.log_key), checkpoint=view.checkpoint)
-                answer = work(connection)
-            # Here, where nobody can be cancelled between the disk and this.
-            self.view = view or self.view
+        def transact(connection: sqlite3.Connection) -> Answer:
+            answer = work(connection)
+            _put_receipts(connection, receipts)
+            if view is not None:
+                _put(connection, log_key=str(view.log_key), checkpoint=view.checkpoint)
             return answer
 
+        def see() -> None:
+            self.view = view or self.view
+
         try:
-            return await self._run(transact)
+            return await self._disk.write(transact, see)
         except BaseException:
             self._receipts = receipts + self._receipts
             raise
 
-    def _open(self) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JournalError(f"another agent runs on {self.folder}: give each one its own --data folder") from None
-        path = self.folder / "journal.db"
-        path.touch(mode=0o600)
-        connection = sqlite3.connect(path, check_same_thread=False)
-        self._connection = connection
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+    def _open(self, connection: sqlite3.Connection) -> None:
         self._build(connection)
         meta: dict[str, Any] = dict(connection.execute("SELECT key, value FROM meta"))
         self.id, self.epoch, self.owner = meta["journal_id"], meta["epoch"], meta.get("owner", "")
         self._forgotten_until = meta.get("forgotten_until", -1)
+        self.seen_ns = meta.get("seen_ns")
         if meta.get("checkpoint") is not None:
             try:
                 key = note.parse_key(meta["log_key"])
@@ -321,28 +352,31 @@ class Journal:
         if version < SCHEMA_VERSION:
             connection.executescript(f"BEGIN; {''.join(steps)} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
-    def _close(self) -> None:
-        if self._connection is not None:
-            with self._connection as connection:
-                connection.executemany("UPDATE commands SET receipted_at = ? WHERE id = ?", self._receipts)
-            self._connection.close()
-            self._connection = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+
+SELECT_ENTRY = "SELECT envelope, stage, before, result, executing_at, handle FROM commands"
 
 
-SELECT_ENTRY = "SELECT envelope, stage, before, result, executing_at FROM commands"
-
-
-def _entry(row: tuple[bytes, str, bytes | None, bytes | None, int | None]) -> Entry:
-    envelope, stage, before, result, executing_at = row
+def _entry(row: tuple[bytes, str, bytes | None, bytes | None, int | None, str | None]) -> Entry:
+    envelope, stage, before, result, executing_at, handle = row
     return Entry(
         Envelope.FromString(envelope),
         stage,
         Container.FromString(before) if before is not None else None,
         Result.FromString(result) if result is not None else None,
         executing_at,
+        handle or "",
+    )
+
+
+def _put_receipts(connection: sqlite3.Connection, receipts: list[tuple[int, str]]) -> None:
+    connection.executemany("UPDATE commands SET receipted_at = ? WHERE id = ?", receipts)
+
+
+def _begin(connection: sqlite3.Connection, command: str, start: Start) -> None:
+    data = start.before.SerializeToString() if start.before is not None else None
+    connection.execute(
+        "UPDATE commands SET stage = 'executing', before = ?, executing_at = ? WHERE id = ?",
+        (data, start.at_ns // 1000, command),
     )
 
 

@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
-from google.rpc.error_details_pb2 import RetryInfo
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
@@ -19,14 +21,17 @@ from lading.v1.agent_link_pb2 import (
     ConnectRequest,
     ConnectResponse,
     Drain,
+    Envelope,
     Goodbye,
     Growth,
     Heartbeat,
     Hello,
+    StaleFrame,
     Welcome,
 )
 from lading.v1.agent_link_pb2_grpc import AgentLinkStub
 from lading_agent.bulk import Bulk
+from lading_agent.drifts import Drifts
 from lading_agent.errors import AgentError, JournalError, LogRefused, SessionBroken
 from lading_agent.inventory import Inventory
 from lading_agent.journal import Journal
@@ -43,8 +48,17 @@ HEARTBEAT_EVERY = 15.0
 DRAIN_WITHIN = 10.0
 LAST_WORDS_WITHIN = 5.0
 COSIGN_EVERY = 5.0
+CAPABILITIES = ("canary", "signed-results")
+CLONED = "AGENT_CLONED"
+
+CLONED_WORDS = (
+    "two agents run as this one, and the server has shut both out. Find the other, which has a copy of this one's "
+    "token, stop it, and give it a token of its own (`lading token create --kind agent NAME`); then an admin lets this "
+    "one in again with `lading agents unban NAME`"
+)
 
 Call = grpc.aio.StreamStreamCall[ConnectRequest, ConnectResponse]
+Detail = TypeVar("Detail", ErrorInfo, RetryInfo)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,14 @@ class Ending:
     wait: float | None = None
     slow: bool = False
     lived: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a session came: the last frame of the server that was processed, in that epoch."""
+
+    epoch: int = 0
+    seq: int = 0
 
 
 class Session:
@@ -70,6 +92,7 @@ class Session:
         worker: Worker,
         runtime: Runtime,
         bulk: Bulk,
+        before: Progress = Progress(),
     ) -> None:
         self._settings = settings
         self._boot_id = boot_id
@@ -79,13 +102,17 @@ class Session:
         self._runtime = runtime
         self._bulk = bulk
         self._inventory = Inventory(runtime, self.send)
+        self._drifts = Drifts(runtime, journal, self.send)
         self._outbox: asyncio.Queue[ConnectRequest | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._epoch = 0
         self._sent = 0
         self._processed = 0
         self._grown = asyncio.Event()
+        self._before = before
         self._drain: Drain | None = None
+        self._drained_at = 0.0
+        self._stale: set[int] = set()
         self._call: Call | None = None
         self._fault: BaseException | None = None
         # What was skipped, by why.
@@ -94,6 +121,11 @@ class Session:
     def send(self, frame: ConnectRequest) -> None:
         """Takes epoch, seq and ack when it is written."""
         self._outbox.put_nowait(frame)
+
+    @property
+    def progress(self) -> Progress:
+        """Of this session, or of the one before when there was no Welcome."""
+        return Progress(self._epoch, self._processed) if self._epoch else self._before
 
     def leave(self, reason: str) -> None:
         """Say Goodbye after all that waits, and nothing after it; `run` returns when the server has ended it too."""
@@ -144,6 +176,7 @@ class Session:
         self._start(self._write_frames(call))
         self._start(self._beat(first.welcome))
         self._start(self._inventory.run())
+        self._start(self._drifts.run())
         self._start(self._cosign())
         try:
             while isinstance(frame := await call.read(), ConnectResponse):
@@ -165,12 +198,19 @@ class Session:
             await self._journal.purge()
         except JournalError as error:
             log.error("%s", error)
+        held = await self._journal.held()
+        for each in held:
+            # Of an older agent's journal: not signed yet.
+            if each.HasField("result"):
+                self._witness.sign_result(each.result)
         hello = Hello(
             version=version("lading"),
             boot_id=self._boot_id,
             journal_id=self._journal.id,
             epoch=self._journal.epoch,
-            held=await self._journal.held(),
+            held=held,
+            capabilities=CAPABILITIES,
+            last_server_seq=self._before.seq if self._before.epoch == self._journal.epoch else 0,
             runtime=await self._runtime.title(),
             labels=self._settings.labels,
             tree_size=self._witness.size,
@@ -189,19 +229,22 @@ class Session:
 
     async def _take(self, frame: ConnectResponse) -> None:
         """Process one frame; it counts as processed when what it asks is durable."""
-        if frame.epoch != self._epoch:
-            self._skip("of another epoch", frame)
+        if frame.epoch != self._epoch or frame.epoch < self._journal.epoch:
+            self._refuse_stale(frame)
             return
         if frame.seq <= self._processed:
             self._skip("seen before", frame)
             return
         if frame.seq != self._processed + 1:
             raise SessionBroken(f"frame {frame.seq} came after {self._processed}: some are lost, connecting anew")
+        self._drifts.acknowledged(frame.ack)
         kind = frame.WhichOneof("frame")
         if kind == "dispatch":
             await self._worker.receive(frame.dispatch)
         elif kind == "growth":
             await self._observe(frame.growth)
+        elif kind == "canary":
+            self._worker.bring_back(frame.canary.nonce)
         elif kind == "cancel":
             self._worker.cancel(frame.cancel.command)
         elif kind == "result_receipt":
@@ -211,7 +254,7 @@ class Session:
         elif kind == "open_bulk":
             self._bulk.open(frame.open_bulk)
         elif kind == "drain" and self._drain is None:
-            self._drain = frame.drain
+            self._drain, self._drained_at = frame.drain, time.monotonic()
             self._start(self._follow_drain(frame.drain))
         else:
             self._skip("unknown", frame)
@@ -237,6 +280,20 @@ class Session:
             self.send(ConnectRequest(witness_signature=self._witness.cosign()))
             await asyncio.sleep(COSIGN_EVERY)
 
+    def _refuse_stale(self, frame: ConnectResponse) -> None:
+        """Whoever sent it was paused, or the network kept it: it commands nobody any more, and the log is to know."""
+        self._skip("of another epoch", frame)
+        kind = frame.WhichOneof("frame") or ""
+        if frame.epoch > self._epoch or (kind != "dispatch" and frame.epoch in self._stale):
+            return
+        self._stale.add(frame.epoch)
+        command = ""
+        if kind == "dispatch":
+            with contextlib.suppress(DecodeError):
+                command = Envelope.FromString(frame.dispatch.envelope).command
+        stale = StaleFrame(epoch=frame.epoch, seq=frame.seq, kind=kind, command=command)
+        self.send(ConnectRequest(stale_frame=stale))
+
     def _skip(self, why: str, frame: ConnectResponse) -> None:
         self.skipped[why] += 1
         if self.skipped[why] == 1:
@@ -250,9 +307,14 @@ class Session:
     async def _beat(self, welcome: Welcome) -> None:
         """Heartbeats, each a little off, so that a fleet's do not come together."""
         every = welcome.heartbeat.ToTimedelta().total_seconds() or HEARTBEAT_EVERY
+        depth = 0
         while True:
             await asyncio.sleep(every * random.uniform(0.9, 1.1))
-            heartbeat = Heartbeat(journal_depth=await self._journal.depth())
+            try:
+                depth = await self._journal.depth()
+            except JournalError as error:
+                log.error("%s", error)
+            heartbeat = Heartbeat(journal_depth=depth)
             heartbeat.agent_time.GetCurrentTime()
             self.send(ConnectRequest(heartbeat=heartbeat))
 
@@ -285,8 +347,10 @@ class Session:
     def _ending(self, error: grpc.aio.AioRpcError | None) -> Ending:
         lived = self._epoch > 0
         if self._drain is not None:
-            wait = self._drain.reconnect_after.ToTimedelta().total_seconds()
-            return Ending(f"drained: {self._drain.reason}", wait or None, lived=lived)
+            slot = self._drain.reconnect_after.ToTimedelta().total_seconds()
+            # The slot was assigned when the Drain was sent: what was finished meanwhile is no reason to be late.
+            wait = max(0.0, slot - (time.monotonic() - self._drained_at)) if slot else None
+            return Ending(f"drained: {self._drain.reason}", wait, lived=lived)
         if error is None:
             return Ending("the server ended the session", lived=lived)
         return read_ending(error, lived)
@@ -295,7 +359,10 @@ class Session:
 def read_ending(error: grpc.aio.AioRpcError, lived: bool) -> Ending:
     """What the status of a session means for the next one."""
     code, details = error.code(), error.details() or ""
-    wait = read_retry_delay(error)
+    retry, info = read_detail(error, RetryInfo), read_detail(error, ErrorInfo)
+    wait = float(retry.retry_delay.ToTimedelta().total_seconds()) if retry is not None else None
+    if info is not None and info.reason == CLONED:
+        return Ending(f"{CLONED_WORDS}; the server says: {details}", wait, slow=True, lived=lived)
     if code == StatusCode.UNAUTHENTICATED:
         return Ending(f"the server does not accept this agent's token: {details}", wait, slow=True, lived=lived)
     if code == StatusCode.PERMISSION_DENIED:
@@ -308,13 +375,17 @@ def read_ending(error: grpc.aio.AioRpcError, lived: bool) -> Ending:
     return Ending(f"{code.name}: {details}", wait, lived=lived)
 
 
-def read_retry_delay(error: grpc.aio.AioRpcError) -> float | None:
-    """Seconds after which the server wants the next try (RetryInfo of google.rpc.Status), or None."""
+def read_detail(error: grpc.aio.AioRpcError, kind: type[Detail]) -> Detail | None:
+    """The detail of this kind in the status (google.rpc.Status), or None."""
     for key, value in error.trailing_metadata() or ():
         if key != "grpc-status-details-bin" or not isinstance(value, bytes):
             continue
-        for detail in Status.FromString(value).details:
-            retry = RetryInfo()
-            if detail.Unpack(retry):
-                return float(retry.retry_delay.ToTimedelta().total_seconds())
+        try:
+            details = Status.FromString(value).details
+        except DecodeError:
+            continue
+        for each in details:
+            found = kind()
+            if each.Unpack(found):
+                return found
     return None

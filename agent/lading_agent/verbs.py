@@ -29,8 +29,9 @@ MAKING = frozenset({VERB_CREATE, VERB_PULL})
 BREAKABLE = frozenset({VERB_PULL})
 
 
-async def perform(runtime: Runtime, envelope: Envelope, before: Container | None) -> None:
-    """Have the runtime do it to the container that was there just before; raises RuntimeFailure or InDoubt."""
+async def perform(runtime: Runtime, envelope: Envelope, before: Container | None) -> str:
+    """Have the runtime do it to the container that was there just before; the id of one that this made. Raises
+    RuntimeFailure or InDoubt."""
     arguments, verb = envelope.arguments, envelope.verb
     container_id = before.id if before is not None else ""
     if verb == VERB_CREATE:
@@ -38,8 +39,8 @@ async def perform(runtime: Runtime, envelope: Envelope, before: Container | None
         spec.CopyFrom(arguments.spec)
         spec.labels[COMMAND_LABEL] = envelope.command
         spec.labels[AGENT_LABEL] = envelope.agent
-        await runtime.create(envelope.container, spec)
-    elif verb == VERB_START:
+        return await runtime.create(envelope.container, spec)
+    if verb == VERB_START:
         await runtime.start(container_id)
     elif verb == VERB_STOP:
         if before is not None and before.state in ENDED:
@@ -58,6 +59,7 @@ async def perform(runtime: Runtime, envelope: Envelope, before: Container | None
         await runtime.remove(container_id, arguments.force)
     elif verb == VERB_PULL:
         await runtime.pull(arguments.image)
+    return ""
 
 
 def grace_of(envelope: Envelope) -> float:

@@ -4,12 +4,15 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lading.transparency import merkle, note
-from lading.v1.agent_link_pb2 import Growth, WitnessSignature
+from lading.transparency.result import Statement
+from lading.v1.agent_link_pb2 import Growth, Result, WitnessSignature
+from lading.v1.commands_pb2 import CommandState
 from lading_agent.errors import LogRefused, SessionBroken, SettingsError
 from lading_agent.journal import Journal, View
 
@@ -73,6 +76,30 @@ class Witness:
         tree, at = self._journal.view.tree, int(time.time())
         blob = at.to_bytes(8, "big") + self._private.sign(note.cosigned(tree.text(), at))
         return WitnessSignature(size=tree.size, root=tree.root, signature=note.format_signature(self.key, blob))
+
+    def sign_result(self, result: Result) -> Result:
+        """The same, with what this agent signs of it (`lading.transparency.result`), unless that is there."""
+        assert self._private is not None, "open() first"
+        if not result.signature:
+            statement = Statement(
+                self.organization,
+                self.agent,
+                result.command,
+                CommandState.Name(result.state).removeprefix("COMMAND_STATE_"),
+                result.code,
+                result.error,
+                result.evidence,
+                result.container_id,
+            )
+            if result.HasField("exec"):
+                statement = replace(
+                    statement,
+                    exit_code=result.exec.exit_code,
+                    output_sha256=result.exec.output_sha256,
+                    output_bytes=result.exec.output_bytes,
+                )
+            result.signature = self._private.sign(statement.text())
+        return result
 
     def _pin(self, text: str) -> note.Key:
         """The key at first contact, which is believed; raises ValueError unless it is of this organization's log."""

@@ -5,18 +5,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from grpc import StatusCode
 
-from lading.v1.agent_link_pb2 import Acknowledge, ConnectRequest, ConnectResponse, Dispatch, Envelope, Result
+from lading.v1.agent_link_pb2 import (
+    Acknowledge,
+    CanaryEcho,
+    ConnectRequest,
+    Dispatch,
+    Envelope,
+)
 from lading.v1.commands_pb2 import (
     COMMAND_STATE_CANCELLED,
     COMMAND_STATE_FAILED,
-    COMMAND_STATE_REJECTED,
     COMMAND_STATE_SUCCEEDED,
-    CommandState,
-    Precondition,
+    VERB_EXEC,
 )
 from lading.v1.containers_pb2 import Container
 from lading_agent.admission import admit, read_envelope
@@ -28,11 +31,13 @@ from lading_agent.errors import (
     LogRefused,
     Refused,
     RuntimeFailure,
-    Unproven,
 )
 from lading_agent.evidence import Verdict
+from lading_agent.exec_session import Carriers, ExecSession
 from lading_agent.inquiry import Inquiry
-from lading_agent.journal import Entry, Journal, View
+from lading_agent.job import Job, check_precondition
+from lading_agent.journal import Journal, Start
+from lading_agent.reports import EXECUTED, Reports
 from lading_agent.runtimes import Runtime, find
 from lading_agent.verbs import BREAKABLE, MAKING, perform, words
 from lading_agent.witness import Witness
@@ -41,39 +46,39 @@ log = logging.getLogger(__name__)
 
 # Commands that run at once.
 WINDOW = 64
-LOOK_AFTER_WITHIN = 2.0
-EXECUTED = "executed"
+# Exec sessions that are open at once, beside them.
+SESSIONS_MAX = 64
+# A command that comes when nothing runs is looked at before it is journalled, and begins with the same write.
+LOOK_AHEAD_WITHIN = 0.02
 DONE = Verdict(COMMAND_STATE_SUCCEEDED, StatusCode.OK, EXECUTED)
-
-
-@dataclass
-class Job:
-    """A journalled command on its way. `begun`, from the journal, is one that a crash interrupted."""
-
-    envelope: Envelope
-    begun: Entry | None = None
-    # The container just before.
-    before: Container | None = None
-    received: float = field(default_factory=time.monotonic)
-    # Why it must not begin any more.
-    cancelled: str = ""
-    task: asyncio.Task[None] | None = None
 
 
 class Worker:
     """The agent's hands. `send` takes frames for the session of the moment; what it drops is in the journal."""
 
-    def __init__(self, witness: Witness, runtime: Runtime, journal: Journal, inquiry: Inquiry | None = None) -> None:
+    def __init__(
+        self,
+        witness: Witness,
+        runtime: Runtime,
+        journal: Journal,
+        inquiry: Inquiry | None = None,
+        carriers: Carriers | None = None,
+    ) -> None:
         self.send: Callable[[ConnectRequest], None] = lambda frame: None
         self._witness = witness
         self._runtime = runtime
         self._journal = journal
+        self._reports = Reports(witness, runtime, journal, lambda frame: self.send(frame))
         self._inquiry = inquiry or Inquiry(runtime)
+        self._carriers = carriers
         self._slots = asyncio.Semaphore(WINDOW)
         self._jobs: dict[str, Job] = {}
         self._lanes: dict[str, deque[Job]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sessions: set[asyncio.Task[None]] = set()
         self._closing = ""
+        self._nonce = ""
+        self._echo: asyncio.Task[None] | None = None
 
     async def recover(self) -> None:
         """Settle what the last life of the agent left: never by executing it."""
@@ -81,9 +86,10 @@ class Worker:
             if entry.stage == "received":
                 # Its stage says that the runtime was not touched for it.
                 verdict = Verdict(COMMAND_STATE_CANCELLED, StatusCode.ABORTED, "journal")
-                await self._settle(Job(entry.envelope), verdict, "the agent ended before it began; nothing was done")
+                await self._reports.settle(entry.envelope, verdict, "the agent ended before it began; nothing was done")
             else:
-                self._queue(Job(entry.envelope, begun=entry, before=entry.before))
+                start = Start(entry.before, (entry.executing_at or 0) * 1000)
+                self._queue(Job(entry.envelope, begun=entry, start=start))
 
     async def receive(self, dispatch: Dispatch) -> None:
         """Take a command: when this returns, it is journalled and acknowledged, or refused.
@@ -95,27 +101,48 @@ class Worker:
         try:
             view = self._witness.check(dispatch.growth)
             admit(dispatch, envelope, view.tree, self._witness.organization, self._witness.agent)
+            start = await self._look_ahead(envelope)
+            closing = self._closing
             # What was seen of the log is on disk together with the command, before anything acts on it.
-            take = self._journal.find if self._closing else self._journal.receive
-            known = await take(envelope, view)
-            if known is None and self._closing:
-                raise Refused(self._closing, StatusCode.UNAVAILABLE)
+            if closing:
+                known = await self._journal.find(envelope, view)
+            else:
+                known = await self._journal.receive(envelope, view, start)
+            if known is None and closing:
+                raise Refused(closing, StatusCode.UNAVAILABLE)
             if known is not None and known.envelope != envelope:
                 raise Refused("another command had this id", StatusCode.ALREADY_EXISTS)
         except (Refused, JournalError) as error:
-            await self._refuse(dispatch, envelope, view, error)
+            await self._reports.refuse(dispatch, envelope, view, error)
             if isinstance(error, LogRefused):
                 raise
             return
         if known is None:
-            self._queue(Job(envelope))
+            self._queue(Job(envelope, start=start, cancelled=_nothing_done(self._closing)))
         if known is not None and known.result is not None:
             log.info("%s: a duplicate, answered from the journal", words(envelope))
-            self.send(ConnectRequest(result=known.result))
+            self.send(ConnectRequest(result=self._witness.sign_result(known.result)))
             return
         acknowledge = Acknowledge(command=envelope.command)
         acknowledge.agent_time.GetCurrentTime()
         self.send(ConnectRequest(acknowledge=acknowledge))
+
+    async def _look_ahead(self, envelope: Envelope) -> Start | None:
+        """What a command needs to begin at once, so that its intent and its beginning are one write; None when others
+        are in hand, or something speaks against it: then it is looked at when its turn comes."""
+        if self._lanes or self._closing:
+            return None
+        wanted = envelope.precondition if envelope.HasField("precondition") else None
+        if envelope.verb in MAKING:
+            return Start(None) if wanted is None else None
+        try:
+            async with asyncio.timeout(LOOK_AHEAD_WITHIN):
+                before = await self._runtime.get(envelope.container)
+            if wanted is not None:
+                check_precondition(wanted, before)
+        except (AgentError, TimeoutError):
+            return None
+        return Start(before)
 
     def cancel(self, command: str) -> None:
         """Stop it if it has not begun; one that has is broken off where that leaves nothing half-done."""
@@ -125,30 +152,62 @@ class Worker:
         job.cancelled = job.cancelled or "cancelled before it began; nothing was done"
         if job.task is not None and job.envelope.verb in BREAKABLE:
             job.task.cancel()
+        if job.session is not None:
+            job.session.hang_up("cancelled while it ran")
+
+    def bring_back(self, nonce: str) -> None:
+        """Echo a canary by the way that commands take: a free slot, and the journal's thread. Of several that wait
+        behind something that hangs, the newest comes back."""
+        self._nonce = nonce
+        if self._echo is None or self._echo.done():
+            self._echo = asyncio.create_task(self._bring_back(), name="canary")
+
+    async def _bring_back(self) -> None:
+        echoed = None
+        while echoed != self._nonce:
+            try:
+                async with self._slots:
+                    await self._journal.depth()
+            except JournalError as error:
+                log.error("a canary does not come back: %s", error)
+                return
+            echoed = self._nonce
+            self.send(ConnectRequest(canary_echo=CanaryEcho(nonce=echoed)))
 
     async def drain(self, within: float, reason: str) -> bool:
         """Begin nothing more, and wait for what runs, in seconds; whether all of it ended. Every new command is
         refused with this reason."""
         self._closing = reason
         for job in self._jobs.values():
-            job.cancelled = job.cancelled or f"{reason}; nothing was done"
-        return await self.idle(within)
+            job.cancelled = job.cancelled or _nothing_done(reason)
+            if job.session is not None:
+                job.session.hang_up(reason)
+        if self._sessions:
+            await asyncio.wait(self._sessions, timeout=within)
+        return await self.idle(within) and not self._sessions
 
     async def idle(self, within: float) -> bool:
-        """Wait until nothing runs, in seconds; whether that came."""
+        """Wait until nothing runs but exec sessions, in seconds; whether that came."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within)
         return not self._tasks
 
     async def close(self) -> None:
         """Let go of what still runs: the journal has it, and the next life of the agent settles it."""
-        for task in self._tasks:
+        tasks = self._tasks | self._sessions | ({self._echo} if self._echo is not None else set())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _queue(self, job: Job) -> None:
         envelope = job.envelope
         self._jobs[envelope.command] = job
+        if envelope.verb == VERB_EXEC:
+            # It may take hours, and the container's other commands go on meanwhile.
+            session = asyncio.create_task(self._attend(job), name=f"exec {envelope.command}")
+            self._sessions.add(session)
+            session.add_done_callback(self._sessions.discard)
+            return
         name = envelope.container or f"image {envelope.arguments.image}"
         lane = self._lanes.get(name)
         if lane is not None:
@@ -158,6 +217,14 @@ class Worker:
         task = asyncio.create_task(self._work(name), name=f"lane {name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _attend(self, job: Job) -> None:
+        try:
+            await self._finish(job)
+        except Exception:
+            log.exception("%s: a fault of the agent", words(job.envelope))
+        finally:
+            self._jobs.pop(job.envelope.command, None)
 
     async def _work(self, name: str) -> None:
         """One container's commands, one after another."""
@@ -180,53 +247,88 @@ class Worker:
             verdict, error = await self._execute(job)
         else:
             log.info("%s: was under way when the agent ended; looking for evidence", words(job.envelope))
-            verdict, error = await self._investigate(job, (job.begun.executing_at or 0) * 1000, "the agent ended")
-        await self._settle(job, verdict, error, time.monotonic() - began)
+            verdict, error = await self._investigate(job, "the agent ended")
+        await self._reports.settle(
+            job.envelope,
+            verdict,
+            error,
+            seconds=time.monotonic() - began,
+            container_id=job.before.id if job.before is not None else job.made,
+            summary=job.session.summary if job.session is not None else None,
+        )
 
     async def _execute(self, job: Job) -> tuple[Verdict, str]:
-        """The verdict, and what went wrong. Nothing touches the runtime before `begin` has returned."""
+        """The verdict, and what went wrong. Nothing touches the runtime before the journal has its start."""
         envelope = job.envelope
         limit = envelope.execute_within.ToTimedelta().total_seconds() if envelope.HasField("execute_within") else None
-        began_ns = 0
         try:
-            async with asyncio.timeout(None if limit is None else job.received + limit - time.monotonic()):
-                _check_cancelled(job)
-                if envelope.verb not in MAKING:
-                    job.before = await self._runtime.get(envelope.container)
-                if envelope.HasField("precondition"):
-                    check_precondition(envelope.precondition, job.before or await self._present(envelope))
-                _check_cancelled(job)
-                await self._journal.begin(envelope.command, job.before)
-                began_ns = time.time_ns()
-                await self._perform(job)
-            return DONE, ""
+            async with asyncio.timeout(job.left):
+                job.check_wanted()
+                if job.start is None:
+                    await self._begin(job)
+                if envelope.verb != VERB_EXEC:
+                    await self._perform(job)
+                    return DONE, ""
+            return await self._converse(job)
         except Cancelled as error:
             return Verdict(COMMAND_STATE_CANCELLED, error.code, EXECUTED), str(error)
         except (RuntimeFailure, JournalError) as error:
             return Verdict(COMMAND_STATE_FAILED, error.code, EXECUTED), str(error)
         except InDoubt as error:
             log.warning("%s: %s; looking for evidence", words(envelope), error)
-            return await self._investigate(job, began_ns, str(error))
+            return await self._investigate(job, str(error))
         except TimeoutError:
-            return await self._overrun(job, began_ns, limit or 0.0)
+            return await self._overrun(job, limit or 0.0)
         except Exception as error:
             log.exception("%s: a fault of the agent", words(envelope))
-            if began_ns:
-                return await self._investigate(job, began_ns, f"a fault of the agent: {error!r}")
+            if job.start is not None:
+                return await self._investigate(job, f"a fault of the agent: {error!r}")
             verdict = Verdict(COMMAND_STATE_FAILED, StatusCode.INTERNAL, EXECUTED)
             return verdict, f"a fault of the agent: {error!r}; nothing was done"
 
-    async def _investigate(self, job: Job, began_ns: int, why: str) -> tuple[Verdict, str]:
+    async def _converse(self, job: Job) -> tuple[Verdict, str]:
+        if len(self._sessions) > SESSIONS_MAX:
+            words = f"{SESSIONS_MAX} exec sessions are open on this agent; nothing was done"
+            raise RuntimeFailure(words, StatusCode.RESOURCE_EXHAUSTED)
+        assert job.before is not None, "it acts on a container"
+        session = self._session_of(job)
+        # It was cancelled between its beginning and this line.
+        job.check_wanted()
+        return await session.run(job.before, job.left)
+
+    def _session_of(self, job: Job) -> ExecSession:
+        if job.session is None:
+            assert self._carriers is not None, "an agent that executes has them"
+            job.session = ExecSession(self._runtime, self._journal, self._carriers, job.envelope)
+        return job.session
+
+    async def _begin(self, job: Job) -> None:
+        """Look at the container, and journal that it begins."""
+        envelope = job.envelope
+        before = await self._runtime.get(envelope.container) if envelope.verb not in MAKING else None
+        if envelope.HasField("precondition"):
+            check_precondition(envelope.precondition, before or await self._present(envelope))
+        job.check_wanted()
+        start = Start(before)
+        await self._journal.begin(envelope.command, start)
+        job.start = start
+
+    async def _investigate(self, job: Job, why: str) -> tuple[Verdict, str]:
         """The verdict by evidence: it may have acted, and it must not act again."""
-        verdict = await self._inquiry.settle(job.envelope, job.before, began_ns)
+        assert job.start is not None, "it did not begin"
+        if job.envelope.verb == VERB_EXEC:
+            session = self._session_of(job)
+            handle = job.begun.handle if job.begun is not None else session.handle
+            return await session.investigate(handle, job.left, why)
+        verdict = await self._inquiry.settle(job.envelope, job.before, job.start.at_ns)
         return verdict, "" if verdict.state == COMMAND_STATE_SUCCEEDED else f"{why}: {verdict.words}"
 
-    async def _overrun(self, job: Job, began_ns: int, limit: float) -> tuple[Verdict, str]:
+    async def _overrun(self, job: Job, limit: float) -> tuple[Verdict, str]:
         """Its time is over: done after all, as far as can be seen, or FAILED with DEADLINE_EXCEEDED."""
-        if not began_ns:
+        if job.start is None:
             verdict = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, EXECUTED)
             return verdict, f"not begun within {limit:g} s; nothing was done"
-        verdict = await self._inquiry.look(job.envelope, job.before, began_ns)
+        verdict = await self._inquiry.look(job.envelope, job.before, job.start.at_ns)
         if verdict.state == COMMAND_STATE_SUCCEEDED:
             return verdict, ""
         failed = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, verdict.words)
@@ -236,7 +338,7 @@ class Worker:
         """What can be broken off runs in a task of its own: cancelling that must not cancel the lane."""
         doing = perform(self._runtime, job.envelope, job.before)
         if job.envelope.verb not in BREAKABLE:
-            await doing
+            job.made = await doing
             return
         job.task = asyncio.ensure_future(doing)
         try:
@@ -250,79 +352,6 @@ class Worker:
     async def _present(self, envelope: Envelope) -> Container | None:
         return await find(self._runtime, envelope.container) if envelope.container else None
 
-    async def _settle(self, job: Job, verdict: Verdict, error: str, seconds: float = 0.0) -> None:
-        """Journal the end, then say it. A crash in between says it in the next Hello."""
-        result = make_result(job.envelope.command, verdict, error)
-        result.duration.FromNanoseconds(int(seconds * 1e9))
-        if job.before is not None:
-            result.container_id = job.before.id
-        container, failure = await asyncio.gather(self._look_after(job), self._end(result))
-        if failure is not None:
-            log.error("%s: %s", words(job.envelope), failure)
-        if container is not None:
-            result.container.CopyFrom(container)
-            result.container_id = container.id
-        if verdict.state == COMMAND_STATE_SUCCEEDED:
-            log.info("%s: done in %.0f ms", words(job.envelope), seconds * 1000)
-        else:
-            state = CommandState.Name(verdict.state).removeprefix("COMMAND_STATE_")
-            log.warning("%s: %s %s: %s", words(job.envelope), state, verdict.code.name, error)
-        self.send(ConnectRequest(result=result))
 
-    async def _end(self, result: Result) -> JournalError | None:
-        """A result is true even when the journal cannot keep it: it is said all the same, and found again by evidence
-        after a crash."""
-        try:
-            await self._journal.end(result)
-        except JournalError as error:
-            return error
-        return None
-
-    async def _look_after(self, job: Job) -> Container | None:
-        """The container as it is now; asked while the journal writes, so that it costs no time."""
-        try:
-            async with asyncio.timeout(LOOK_AFTER_WITHIN):
-                return await self._present(job.envelope)
-        except (AgentError, TimeoutError):
-            return None
-
-    async def _refuse(self, dispatch: Dispatch, envelope: Envelope, view: View | None, error: AgentError) -> None:
-        level = logging.ERROR if isinstance(error, Unproven) else logging.WARNING
-        log.log(level, "%s: refused: %s", words(envelope), error)
-        kind = "log" if isinstance(error, LogRefused) else "command"
-        frame = ConnectResponse(dispatch=dispatch).SerializeToString()
-        try:
-            await self._journal.refuse(kind, envelope.command, str(error), frame, view)
-        except JournalError as failure:
-            log.error("%s", failure)
-        verdict = Verdict(COMMAND_STATE_REJECTED, error.code, EXECUTED)
-        self.send(ConnectRequest(result=make_result(envelope.command, verdict, str(error))))
-
-
-def _check_cancelled(job: Job) -> None:
-    if job.cancelled:
-        raise Cancelled(job.cancelled)
-
-
-def check_precondition(wanted: Precondition, now: Container | None) -> None:
-    """Raises RuntimeFailure with FAILED_PRECONDITION and what differs."""
-    asked = {
-        "container id": (wanted.container_id, now.id if now else ""),
-        "state": (wanted.state, now.state if now else ""),
-        "image digest": (wanted.image_digest, now.image_digest if now else ""),
-    }
-    differs = [f"{what} is {is_!r}, not {must!r}" for what, (must, is_) in asked.items() if must and must != is_]
-    if differs:
-        raise RuntimeFailure(f"precondition: {'; '.join(differs)}", StatusCode.FAILED_PRECONDITION)
-
-
-def make_result(command: str, verdict: Verdict, error: str) -> Result:
-    result = Result(
-        command=command,
-        state=verdict.state,
-        code=verdict.code.value[0],
-        error=error,
-        evidence=verdict.words,
-    )
-    result.agent_time.GetCurrentTime()
-    return result
+def _nothing_done(reason: str) -> str:
+    return f"{reason}; nothing was done" if reason else ""

@@ -24,11 +24,17 @@ class Declaration:
     labels: dict[str, str] = field(default_factory=dict)
     restart: str = "no"
     autocreate: bool = False
+    # Whether other programs may be run beside it, as `lading exec` does.
+    exec: bool = False
 
     @property
     def digest(self) -> str:
         """Changes with anything in it, as an image's digest does."""
-        return "sha256:" + hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        said = asdict(self)
+        if not self.exec:
+            # As before there was this key.
+            del said["exec"]
+        return "sha256:" + hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_declarations(file: pathlib.Path | None) -> dict[str, Declaration]:
@@ -66,5 +72,6 @@ def _read(file: pathlib.Path, name: str, table: Any) -> Declaration:
         fits = isinstance(pairs, dict) and all(isinstance(value, str) for value in pairs.values())
         check(fits, f'{key} must be a table of strings: {key} = {{ KEY = "value" }}')
     check(table.get("restart", "no") in RESTARTS, f"restart must be one of {', '.join(RESTARTS)}")
-    check(isinstance(table.get("autocreate", False), bool), "autocreate must be true or false")
+    for key in ("autocreate", "exec"):
+        check(isinstance(table.get(key, False), bool), f"{key} must be true or false")
     return Declaration(name=name, **table)

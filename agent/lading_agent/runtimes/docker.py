@@ -5,8 +5,7 @@ import contextlib
 import json
 import math
 import re
-import struct
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
@@ -14,10 +13,19 @@ from urllib.parse import quote
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 
-from lading.v1.commands_pb2 import ContainerSpec
-from lading.v1.containers_pb2 import LOG_SOURCE_STDERR, LOG_SOURCE_STDOUT, Container
+from lading.v1.commands_pb2 import ContainerSpec, ExecSpec
+from lading.v1.containers_pb2 import Container
 from lading_agent.errors import RuntimeFailure, Unchanged
-from lading_agent.runtimes import LogPiece, LogQuery, RuntimeEvent
+from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Trace, docker_program
+from lading_agent.runtimes.docker_log import (
+    Bookmark,
+    LogEntry,
+    framed_entries,
+    head_of,
+    pieces_of,
+    raw_entries,
+    read_position,
+)
 from lading_agent.runtimes.engine import Engine, json_lines
 
 INSPECTIONS_AT_ONCE = 8
@@ -27,6 +35,8 @@ STATES = {"configured": "created", "initialized": "created", "stopped": "exited"
 ACTIONS = {"died": "die", "remove": "destroy"}
 # Events that change nothing in the inventory.
 SILENT = ("exec_", "attach", "detach", "top", "resize", "copy", "archive-path", "extract-to-dir", "export")
+# What an event says beside its action; the labels, which are there too, may hold anything.
+ATTRIBUTES = ("exitCode", "signal", "image", "oldName")
 HAS_TAG_OR_DIGEST = re.compile(r"(:[^/]+|@[^/]+)$")
 
 
@@ -74,7 +84,7 @@ class DockerRuntime:
             raise RuntimeFailure(f"No such container: {name}", StatusCode.NOT_FOUND)
         return container
 
-    async def create(self, name: str, spec: ContainerSpec) -> None:
+    async def create(self, name: str, spec: ContainerSpec) -> str:
         body: dict[str, Any] = {
             "Image": spec.image,
             "Env": [f"{key}={value}" for key, value in spec.env.items()],
@@ -86,7 +96,8 @@ class DockerRuntime:
         if spec.network:
             body["HostConfig"]["NetworkMode"] = spec.network
         try:
-            await self._engine.act("POST", "/containers/create", {"name": name}, body)
+            made = await self._engine.act("POST", "/containers/create", {"name": name}, body)
+            return str(made["Id"])
         except RuntimeFailure as error:
             if error.code == StatusCode.FAILED_PRECONDITION or "already in use" in str(error):
                 raise RuntimeFailure(str(error), StatusCode.ALREADY_EXISTS) from None
@@ -127,21 +138,53 @@ class DockerRuntime:
         found = await self._inspect(name)
         if read_container(found).name != name:
             raise RuntimeFailure(f"No such container: {name}", StatusCode.NOT_FOUND)
-        asked = {"stdout": "1", "stderr": "1", "tail": str(query.tail) if query.tail else "all"}
-        if query.follow:
+        id, tty = found["Id"], bool(found["Config"].get("Tty"))
+        skip, newest_ns, since_ns = 0, None, query.since_ns
+        if query.after:
+            since_ns, skip, newest_ns = read_position(query.after, id)
+        elif query.tail:
+            since_ns, skip = await self._find_tail(id, tty, query)
+        bookmark = Bookmark(id, since_ns)
+        async with (
+            aclosing(self._entries(id, tty, since_ns, follow=query.follow)) as entries,
+            aclosing(pieces_of(entries, bookmark, skip, newest_ns, query.timestamps)) as pieces,
+        ):
+            async for piece in pieces:
+                yield piece
+
+    async def _find_tail(self, id: str, tty: bool, query: LogQuery) -> tuple[int, int]:
+        """Since when to read to get the last lines, and how many entries of that time come before them: where times are
+        coarse, as Podman's, many have the same."""
+        since_ns, wanted = await head_of(self._entries(id, tty, query.since_ns, tail=query.tail))
+        if not wanted:
+            return query.since_ns, 0
+        _, there = await head_of(self._entries(id, tty, since_ns))
+        return since_ns, max(0, there - wanted)
+
+    async def _entries(
+        self, id: str, tty: bool, since_ns: int, follow: bool = False, tail: int = 0
+    ) -> AsyncGenerator[list[LogEntry], None]:
+        asked = {"stdout": "1", "stderr": "1", "timestamps": "1", "tail": str(tail) if tail else "all"}
+        if follow:
             asked["follow"] = "1"
-        if query.timestamps:
-            asked["timestamps"] = "1"
-        if query.since_ns:
-            asked["since"] = _seconds(query.since_ns)
-        async with aclosing(self._engine.stream(f"/containers/{found['Id']}/logs", asked)) as chunks:
-            if found["Config"].get("Tty"):
-                async for chunk in chunks:
-                    yield LogPiece(LOG_SOURCE_STDOUT, chunk)
-            else:
-                async with aclosing(split_log(chunks)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+        if since_ns:
+            asked["since"] = _seconds(since_ns)
+        split = raw_entries if tty else framed_entries
+        async with (
+            aclosing(self._engine.stream(f"/containers/{id}/logs", asked)) as chunks,
+            aclosing(split(chunks)) as batches,
+        ):
+            async for batch in batches:
+                yield batch
+
+    async def prepare_program(self, id: str, spec: ExecSpec, command: str) -> str:
+        return await docker_program.prepare(self._engine, id, spec)
+
+    async def start_program(self, id: str, handle: str, spec: ExecSpec) -> Program:
+        return await docker_program.start(self._engine, handle, spec)
+
+    async def trace_program(self, handle: str) -> Trace:
+        return await docker_program.trace(self._engine, handle)
 
     async def events(self, since_ns: int) -> AsyncGenerator[RuntimeEvent, None]:
         async with aclosing(self._events(since_ns, {})) as events:
@@ -206,29 +249,9 @@ def read_events(line: dict[str, Any]) -> list[RuntimeEvent]:
     marks = (line.get("Actor") or {}).get("Attributes") or {}
     at_ns = int(line.get("timeNano") or line.get("time", 0) * 1_000_000_000)
     names = [marks.get("name", ""), marks.get("oldName", "")]
-    return [RuntimeEvent(name.removeprefix("/"), action, at_ns) for name in names if name]
-
-
-async def split_log(chunks: AsyncIterator[bytes]) -> AsyncGenerator[LogPiece, None]:
-    """The engine's frames (1 byte source, 3 bytes nothing, 4 bytes length, then the bytes), neighbours put together."""
-    rest = b""
-    async for chunk in chunks:
-        rest += chunk
-        pieces: list[tuple[int, list[bytes]]] = []
-        position = 0
-        while len(rest) - position >= 8:
-            source, length = struct.unpack_from(">BxxxI", rest, position)
-            if len(rest) - position - 8 < length:
-                break
-            data = rest[position + 8 : position + 8 + length]
-            position += 8 + length
-            if pieces and pieces[-1][0] == source:
-                pieces[-1][1].append(data)
-            else:
-                pieces.append((source, [data]))
-        rest = rest[position:]
-        for source, parts in pieces:
-            yield LogPiece(LOG_SOURCE_STDERR if source == 2 else LOG_SOURCE_STDOUT, b"".join(parts))
+    id = str((line.get("Actor") or {}).get("ID") or line.get("id") or "")
+    said = tuple((key, str(marks[key])) for key in ATTRIBUTES if marks.get(key))
+    return [RuntimeEvent(name.removeprefix("/"), action, at_ns, id, said) for name in names if name]
 
 
 def _digest(image: str) -> str:

@@ -1,8 +1,10 @@
 """HTTP to a Docker-compatible engine: which answer is which gRPC code, and when it is in doubt whether it acted."""
 
+import asyncio
 import json
 import os
 import pathlib
+import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -80,6 +82,43 @@ class Engine:
             while chunk := await response.content.readany():
                 yield chunk
 
+    async def converse(self, path: str, body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """POST it, and take over the connection: from then on its bytes are those of a program, both ways.
+
+        Raises InDoubt when it broke before the answer.
+        """
+        version = self._version or await self._negotiate()
+        data = json.dumps(body).encode()
+        head = (
+            f"POST /v{version}{path} HTTP/1.1\r\nHost: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN):
+                reader, writer = await self._connect()
+        except (OSError, TimeoutError) as error:
+            raise self._unreachable(error) from None
+        try:
+            writer.write(head.encode() + data)
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode(errors="replace")
+            status = int(answer.split(maxsplit=2)[1])
+            if status not in (101, 200):
+                length = re.search(r"\r\ncontent-length: *(\d+)", answer, re.IGNORECASE)
+                raise failure_of(status, await reader.readexactly(int(length[1])) if length else b"")
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, IndexError) as error:
+            writer.close()
+            raise InDoubt(f"the engine at {self.url} broke off before it answered: {error}") from None
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._unix_path:
+            return await asyncio.open_unix_connection(self._unix_path)
+        address = URL(self._address)
+        return await asyncio.open_connection(address.host, address.port, ssl=self._tls)
+
     @asynccontextmanager
     async def _request(
         self, method: str, path: str, query: Mapping[str, str], body: Any = None
@@ -143,12 +182,15 @@ async def _json(response: aiohttp.ClientResponse) -> Any:
 
 
 async def _failure(response: aiohttp.ClientResponse) -> RuntimeFailure:
+    return failure_of(response.status, await response.read())
+
+
+def failure_of(status: int, data: bytes) -> RuntimeFailure:
     """What the engine refused, in its own words."""
-    data = await response.read()
     try:
         words = str(json.loads(data)["message"])
     except (ValueError, KeyError, TypeError):
         words = data.decode(errors="replace")
-    words = words.strip() or f"the engine answered {response.status}"
-    meanings = [code for part, code in MEANINGS.items() if response.status == 500 and part in words]
-    return RuntimeFailure(words, meanings[0] if meanings else CODES.get(response.status, StatusCode.UNKNOWN))
+    words = words.strip() or f"the engine answered {status}"
+    meanings = [code for part, code in MEANINGS.items() if status == 500 and part in words]
+    return RuntimeFailure(words, meanings[0] if meanings else CODES.get(status, StatusCode.UNKNOWN))

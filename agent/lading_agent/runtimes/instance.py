@@ -67,7 +67,7 @@ class Instance:
         self.record = record
         self.ended = asyncio.Event()
         self.ended.set()
-        self._declaration = declaration
+        self.declaration = declaration
         self._tell = tell
         self._watched = -1
         self._again: asyncio.TimerHandle | None = None
@@ -173,13 +173,17 @@ class Instance:
             os.close(self._watched)
             self._watched = -1
 
+    def environment(self, declaration: Declaration) -> dict[str, str]:
+        """What its programs find, but for its mark, by which the process itself is found."""
+        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
+        return {**inherited, **declaration.env, **self.record.env}
+
     def _spawn(self) -> None:
-        declaration = self._declaration
+        declaration = self.declaration
         if declaration is None:
             words = f"no process {self.record.process!r} is declared any more: add it to the file of processes"
             raise RuntimeFailure(words, StatusCode.FAILED_PRECONDITION)
-        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
-        env = {**inherited, **declaration.env, **self.record.env, MARK: self.record.id}
+        env = {**self.environment(declaration), MARK: self.record.id}
         before = self.record
         self.save(spawning=True, wanted=True, boot=boot_id())
         try:

@@ -20,17 +20,17 @@ from functools import partial
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 
-from lading.v1.commands_pb2 import ContainerSpec
+from lading.v1.commands_pb2 import ContainerSpec, ExecSpec
 from lading.v1.containers_pb2 import LOG_SOURCE_UNSPECIFIED, Container
 from lading_agent.errors import RuntimeFailure
-from lading_agent.runtimes import LogPiece, LogQuery, RuntimeEvent
+from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Trace, process_log, process_program
 from lading_agent.runtimes.declaration import RESTARTS, read_declarations
-from lading_agent.runtimes.instance import Instance, Record
+from lading_agent.runtimes.instance import EXIT_UNKNOWN, Instance, Record
 
 REMEMBERED_EVENTS = 1024
 TOMBSTONE_SECONDS = 7 * 24 * 3600
 LOOK_AGAIN_AFTER = 0.1
-LOG_PIECE_BYTES = 64 * 1024
+TRIM_EVERY = 5.0
 
 
 class ProcessRuntime:
@@ -45,6 +45,7 @@ class ProcessRuntime:
         self._by_id: dict[str, Instance] = {}
         self._events: deque[RuntimeEvent] = deque(maxlen=REMEMBERED_EVENTS)
         self._listeners: set[asyncio.Queue[RuntimeEvent]] = set()
+        self._trimming: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         for folder in (self._folder, self._removed):
@@ -59,8 +60,18 @@ class ProcessRuntime:
         for declaration in self._declarations.values():
             if declaration.autocreate and declaration.name not in self._by_name:
                 await self.create(declaration.name, ContainerSpec(image=declaration.name))
+        self._trimming = asyncio.create_task(self._trim_logs())
+
+    async def _trim_logs(self) -> None:
+        """For ever: keep the logs from filling the disk."""
+        while True:
+            await asyncio.sleep(TRIM_EVERY)
+            for instance in list(self._by_name.values()):
+                await asyncio.to_thread(process_log.trim, instance.log)
 
     async def close(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
         for instance in self._by_name.values():
             instance.release()
 
@@ -73,7 +84,7 @@ class ProcessRuntime:
     async def get(self, name: str) -> Container:
         return make_container(self._named(name).record)
 
-    async def create(self, name: str, spec: ContainerSpec) -> None:
+    async def create(self, name: str, spec: ContainerSpec) -> str:
         declaration = self._declarations.get(spec.image)
         if declaration is None:
             declared = ", ".join(sorted(self._declarations)) or "none"
@@ -102,6 +113,7 @@ class ProcessRuntime:
         instance.folder.mkdir(mode=0o700, exist_ok=True)
         instance.save()
         self._tell(name, "create")
+        return record.id
 
     async def start(self, id: str) -> None:
         self._find(id).start()
@@ -151,19 +163,41 @@ class ProcessRuntime:
             words = "processes write their logs themselves, without times: ask without since and timestamps"
             raise RuntimeFailure(words, StatusCode.UNIMPLEMENTED)
         instance = self._named(name)
-        if not instance.log.exists() and not query.follow:
+        if not (instance.log.exists() or query.follow or query.after):
             return
+        id = instance.record.id
         with instance.open_log() as file:
-            file.seek(await asyncio.to_thread(find_tail, file.fileno(), query.tail) if query.tail else 0)
+            offset = await asyncio.to_thread(process_log.find_start, file.fileno(), id, query)
             while True:
                 # Before reading: what it wrote until its end is then read, too.
                 over = not query.follow or not (instance.running or instance.record.state == "restarting")
-                if data := file.read(LOG_PIECE_BYTES):
-                    yield LogPiece(LOG_SOURCE_UNSPECIFIED, data)
+                if data := process_log.read(file.fileno(), offset):
+                    offset += len(data)
+                    yield LogPiece(LOG_SOURCE_UNSPECIFIED, data, process_log.position_of(id, offset))
                 elif over:
                     return
                 else:
                     await asyncio.sleep(LOOK_AGAIN_AFTER)
+
+    async def prepare_program(self, id: str, spec: ExecSpec, command: str) -> str:
+        instance = self._find(id)
+        if not instance.running:
+            raise RuntimeFailure(f"container {instance.record.name} is not running", StatusCode.FAILED_PRECONDITION)
+        if instance.declaration is None or not instance.declaration.exec:
+            words = f"no other program may run beside {instance.record.process}: it is not declared with exec = true"
+            raise RuntimeFailure(words, StatusCode.PERMISSION_DENIED)
+        if spec.user:
+            raise RuntimeFailure("the process runtime runs everything as its own user", StatusCode.UNIMPLEMENTED)
+        return command
+
+    async def start_program(self, id: str, handle: str, spec: ExecSpec) -> Program:
+        instance = self._find(id)
+        assert instance.declaration is not None, "prepare_program() has seen to it"
+        declaration = instance.declaration
+        return process_program.start(spec, handle, declaration.cwd, instance.environment(declaration))
+
+    async def trace_program(self, handle: str) -> Trace:
+        return process_program.trace(handle)
 
     async def events(self, since_ns: int) -> AsyncGenerator[RuntimeEvent, None]:
         queue: asyncio.Queue[RuntimeEvent] = asyncio.Queue()
@@ -204,7 +238,11 @@ class ProcessRuntime:
         return instance
 
     def _tell(self, name: str, action: str) -> None:
-        event = RuntimeEvent(name, action, time.time_ns())
+        instance = self._by_name.get(name)
+        said: tuple[tuple[str, str], ...] = ()
+        if action == "die" and instance is not None and instance.record.exit_code != EXIT_UNKNOWN:
+            said = (("exitCode", str(instance.record.exit_code)),)
+        event = RuntimeEvent(name, action, time.time_ns(), attributes=said)
         self._events.append(event)
         for queue in self._listeners:
             queue.put_nowait(event)
@@ -234,22 +272,6 @@ def read_signal(text: str) -> signal.Signals:
         return signal.Signals(int(text)) if text.isdigit() else signal.Signals["SIG" + text.upper().removeprefix("SIG")]
     except (ValueError, KeyError):
         raise RuntimeFailure(f"there is no signal {text!r}", StatusCode.INVALID_ARGUMENT) from None
-
-
-def find_tail(file: int, lines: int) -> int:
-    """Where the last so many lines begin."""
-    position = size = os.fstat(file).st_size
-    wanted = lines
-    while position > 0:
-        start = max(0, position - LOG_PIECE_BYTES)
-        block = os.pread(file, position - start, start)
-        end = len(block) - 1 if position == size and block.endswith(b"\n") else len(block)
-        while (end := block.rfind(b"\n", 0, end)) >= 0:
-            wanted -= 1
-            if wanted == 0:
-                return start + end + 1
-        position = start
-    return 0
 
 
 def _set_time(field: Timestamp, at_ns: int) -> None:
