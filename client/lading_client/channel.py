@@ -12,16 +12,22 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
-from lading.v1 import access_pb2, agents_pb2, audit_log_pb2, commands_pb2, containers_pb2, options_pb2
+from lading.v1 import (
+    access_pb2,
+    agents_pb2,
+    audit_log_pb2,
+    commands_pb2,
+    containers_pb2,
+    options_pb2,
+    rollouts_pb2,
+)
 
 DEFAULT_PORT = 7443
 SERVICES = tuple(
     service
-    for file in (containers_pb2, commands_pb2, agents_pb2, audit_log_pb2, access_pb2)
+    for file in (containers_pb2, commands_pb2, agents_pb2, audit_log_pb2, access_pb2, rollouts_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
-# A change is not sent twice by itself, save this one: it is idempotent by event id.
-IDEMPOTENT_CHANGES = {"RecordEvents"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,9 @@ class Endpoint:
             ("grpc.primary_user_agent", f"lading-{self.source}/{importlib.metadata.version('lading')}"),
             # Without it a channel may wait for two minutes after the server is back.
             ("grpc.max_reconnect_backoff_ms", 5_000),
+            # A server that is restarted, or one of several behind an address: sooner than the retries of a call end.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.min_reconnect_backoff_ms", 1_000),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.max_receive_message_length", 16 << 20),
@@ -110,19 +119,24 @@ class Endpoint:
 
 
 def service_config() -> str:
-    """Retries (gRFC A6) on UNAVAILABLE for what is safe to ask twice: reads, by the methods' own audit rules."""
+    """Retries (gRFC A6) on UNAVAILABLE for what is safe to ask twice: reads, by the methods' own audit rules, and
+    changes that carry a request_id. CANCELLED too: it is how a call ends that reaches a server which has just begun to
+    stop, before it is served. The server says when not to (gRFC A6, pushback): an agent that is away stays so, and
+    what it has answered with CANCELLED is its answer.
+    """
     repeatable = [
         {"service": service.full_name, "method": method.name}
         for service in SERVICES
         for method in service.methods
-        if method.name in IDEMPOTENT_CHANGES or not method.GetOptions().Extensions[options_pb2.audit].changes
+        if "request_id" in method.input_type.fields_by_name
+        or not method.GetOptions().Extensions[options_pb2.audit].changes
     ]
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.1s",
         "maxBackoff": "1s",
         "backoffMultiplier": 3,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     }
     return json.dumps({"methodConfig": [{"name": repeatable, "retryPolicy": policy}]})
 

@@ -4,8 +4,8 @@
         lading.start("dock-1/web", reason="INC-527")
         lading.record("task.update", ["task:42"], diff=[{"op": "replace", "path": "/state", "value": "done"}])
 
-Whatever is not here is in the typed stubs `containers`, `commands`, `agents`, `audit` and `access`, with the requests
-of `lading.v1`. Every failure is a `lading_client.errors.LadingError`.
+Whatever is not here is in the typed stubs `containers`, `commands`, `rollouts`, `agents`, `audit` and `access`, with
+the requests of `lading.v1`. Every failure is a `lading_client.errors.LadingError`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from lading.v1 import audit_log_pb2, commands_pb2, containers_pb2
@@ -22,8 +22,11 @@ from lading.v1.agents_pb2_grpc import AgentsStub
 from lading.v1.audit_log_pb2_grpc import AuditLogStub
 from lading.v1.commands_pb2_grpc import CommandsStub
 from lading.v1.containers_pb2_grpc import ContainersStub
+from lading.v1.rollouts_pb2_grpc import RolloutsStub
 from lading_client import errors, requests
 from lading_client.channel import Address, Endpoint, call_metadata
+from lading_client.exec_session import AsyncExecSession, ExecSession
+from lading_client.log_reader import LogReader
 from lading_client.paging import pages
 from lading_client.requests import How
 from lading_client.stubs import Terms, bind
@@ -36,11 +39,13 @@ if TYPE_CHECKING:
     from lading.v1.audit_log_pb2_grpc import AuditLogAsyncStub
     from lading.v1.commands_pb2_grpc import CommandsAsyncStub
     from lading.v1.containers_pb2_grpc import ContainersAsyncStub
+    from lading.v1.rollouts_pb2_grpc import RolloutsAsyncStub
 
 TIMEOUT = 60.0  # seconds
 Command = commands_pb2.Command
 Container = containers_pb2.Container
 Event = audit_log_pb2.Event
+LogPiece = containers_pb2.StreamContainerLogsResponse
 EventFilter = audit_log_pb2.EventFilter
 
 
@@ -66,6 +71,7 @@ class Client:
         terms = Terms(call_metadata(token, correlation_id), timeout)
         self.containers: ContainersStub = bind(ContainersStub(self.channel), terms)
         self.commands: CommandsStub = bind(CommandsStub(self.channel), terms)
+        self.rollouts: RolloutsStub = bind(RolloutsStub(self.channel), terms)
         self.agents: AgentsStub = bind(AgentsStub(self.channel), terms)
         self.audit: AuditLogStub = bind(AuditLogStub(self.channel), terms)
         self.access: AccessStub = bind(AccessStub(self.channel), terms)
@@ -111,9 +117,38 @@ class Client:
     def pull(self, agent: str, image: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
         return self.containers.PullImage(requests.pull(agent, image, **how), timeout=timeout)
 
-    def logs(self, target: str, **what: Any) -> Iterator[containers_pb2.StreamContainerLogsResponse]:
-        """`what`: as in `requests.logs`."""
-        return self.containers.StreamContainerLogs(requests.logs(target, **what))
+    def logs(
+        self, target: str, *, lost: Callable[[errors.LadingError], object] | None = None, **what: Any
+    ) -> Iterator[LogPiece]:
+        """What a container writes, without gap or repeat also over lost connections. `what`: as in `requests.logs`.
+
+        `lost` is told when a connection is, and it goes on.
+        """
+        reader = LogReader(requests.logs(target, **what))
+        while True:
+            answers = self.containers.StreamContainerLogs(reader.request())
+            try:
+                for answer in answers:
+                    if (piece := reader.take(answer)) is not None:
+                        yield piece
+                return
+            except errors.LadingError as failure:
+                delay = reader.delay(failure)
+                if lost is not None and reader.failures == 1:
+                    lost(failure)
+            finally:
+                answers.cancel()
+            time.sleep(delay)
+
+    def exec(self, target: str, command: Sequence[str], **what: Any) -> ExecSession:
+        """Run a program in a container; iterate over what it writes. `what`: as in `requests.exec_start`.
+
+        with client.exec("dock-1/web", ["df", "-h"], reason="INC-527") as session:
+            for piece in session:
+                print(piece.data.decode(), end="")
+        session.exit_code
+        """
+        return ExecSession(self.containers, requests.exec_start(target, command, **what))
 
     def list_containers(self, **which: Any) -> Iterator[Container]:
         """All pages. `which`: as in `requests.list_containers`."""
@@ -169,6 +204,7 @@ class AsyncClient:
         terms = Terms(call_metadata(token, correlation_id), timeout)
         self.containers: ContainersAsyncStub = bind(ContainersStub(self.channel), terms)
         self.commands: CommandsAsyncStub = bind(CommandsStub(self.channel), terms)
+        self.rollouts: RolloutsAsyncStub = bind(RolloutsStub(self.channel), terms)
         self.agents: AgentsAsyncStub = bind(AgentsStub(self.channel), terms)
         self.audit: AuditLogAsyncStub = bind(AuditLogStub(self.channel), terms)
         self.access: AccessAsyncStub = bind(AccessStub(self.channel), terms)
@@ -215,8 +251,28 @@ class AsyncClient:
     async def pull(self, agent: str, image: str, *, timeout: float | None = None, **how: Unpack[How]) -> Command:
         return await self.containers.PullImage(requests.pull(agent, image, **how), timeout=timeout)
 
-    def logs(self, target: str, **what: Any) -> AsyncIterator[containers_pb2.StreamContainerLogsResponse]:
-        return aiter(self.containers.StreamContainerLogs(requests.logs(target, **what)))
+    async def logs(
+        self, target: str, *, lost: Callable[[errors.LadingError], object] | None = None, **what: Any
+    ) -> AsyncIterator[LogPiece]:
+        reader = LogReader(requests.logs(target, **what))
+        while True:
+            answers = self.containers.StreamContainerLogs(reader.request())
+            try:
+                async for answer in answers:
+                    if (piece := reader.take(answer)) is not None:
+                        yield piece
+                return
+            except errors.LadingError as failure:
+                delay = reader.delay(failure)
+                if lost is not None and reader.failures == 1:
+                    lost(failure)
+            finally:
+                answers.cancel()
+            await asyncio.sleep(delay)
+
+    def exec(self, target: str, command: Sequence[str], **what: Any) -> AsyncExecSession:
+        """`async with` it, then iterate over what it writes."""
+        return AsyncExecSession(self.containers, requests.exec_start(target, command, **what))
 
     async def list_containers(self, **which: Any) -> AsyncIterator[Container]:
         request = requests.list_containers(**which)

@@ -44,7 +44,20 @@ CSV_HEADER = (
 
 def document(message: Message) -> dict[str, Any]:
     """Field names as in the protos, all present; times RFC 3339 UTC; 64-bit integers as strings."""
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    said = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return {name: whole(value) for name, value in said.items()}
+
+
+def whole(value: Any) -> Any:
+    """Whole numbers as such: the JSON inside a message (Struct) knows only floating ones."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {name: whole(each) for name, each in value.items()}
+        case list():
+            return [whole(each) for each in value]
+    return value
 
 
 def json_line(message: Message) -> str:

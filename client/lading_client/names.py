@@ -26,12 +26,17 @@ def command(text: str) -> str:
     return text if text.startswith("commands/") else f"commands/{text}"
 
 
+def rollout(text: str) -> str:
+    """`rollouts/{uuid}` of a UUID or the full name."""
+    return text if text.startswith("rollouts/") else f"rollouts/{text}"
+
+
 def short(name: str) -> str:
-    """What people type for a resource name: `dock-1/web`, `dock-1`, the UUID of a command."""
+    """What people type for a resource name: `dock-1/web`, `dock-1`, the UUID of a command or a rollout."""
     match name.split("/"):
         case ["agents", agent_id, "containers", container_id]:
             return f"{agent_id}/{container_id}"
-        case ["agents" | "commands", identifier]:
+        case ["agents" | "commands" | "rollouts", identifier]:
             return identifier
         case _:
             return name

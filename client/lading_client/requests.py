@@ -119,14 +119,46 @@ def logs(
     tail: int = 0,
     since: datetime | None = None,
     timestamps: bool = False,
+    after: str = "",
 ) -> containers_pb2.StreamContainerLogsRequest:
-    """`tail`: only the last so many lines; 0 means all."""
+    """`tail`: only the last so many lines; 0 means all. `after`: go on behind the piece that had this position."""
     request = containers_pb2.StreamContainerLogsRequest(
-        name=names.container(target), follow=follow, tail=tail, timestamps=timestamps
+        name=names.container(target), follow=follow, tail=tail, timestamps=timestamps, after=after
     )
     if since is not None:
         request.since.CopyFrom(timestamp(since))
     return request
+
+
+def exec_start(
+    target: str,
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    user: str = "",
+    working_dir: str = "",
+    tty: bool = False,
+    size: tuple[int, int] | None = None,
+    input: bool = False,
+    reason: str = "",
+    request_id: str = "",
+    execute_within: float | None = None,
+    precondition: commands_pb2.Precondition | None = None,
+) -> containers_pb2.ExecStart:
+    """See ExecSpec for the fields. `size`: lines and columns of the terminal. `execute_within`: seconds."""
+    spec = commands_pb2.ExecSpec(
+        command=command, env=env or {}, user=user, working_dir=working_dir, tty=tty, input=input
+    )
+    if size is not None:
+        spec.size.rows, spec.size.columns = size
+    return containers_pb2.ExecStart(
+        name=names.container(target),
+        reason=reason,
+        request_id=request_id,
+        precondition=precondition,
+        spec=spec,
+        execute_within=optional_duration(execute_within),
+    )
 
 
 def list_containers(

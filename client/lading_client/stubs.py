@@ -5,6 +5,9 @@ The types stay those of the generated code: `bind` replaces each call of a stub 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,6 +34,16 @@ class Terms:
         return options
 
 
+def with_key(request: Any) -> Any:
+    """The request, with an idempotency key where it takes one and has none: then each retry of it is the same call."""
+    if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:
+        return request
+    keyed = type(request)()
+    keyed.CopyFrom(request)  # of its own: the same object may be sent again and mean another call
+    keyed.request_id = str(uuid.uuid4())
+    return keyed
+
+
 @dataclass(frozen=True)
 class Unary:
     call: grpc.UnaryUnaryMultiCallable[Any, Any]
@@ -41,7 +54,7 @@ class Unary:
 
     def with_call(self, request: object, **options: Any) -> tuple[Any, grpc.Call]:
         try:
-            return self.call.with_call(request, **self.terms.complete(options, unary=True))
+            return self.call.with_call(with_key(request), **self.terms.complete(options, unary=True))
         except grpc.RpcError as failure:
             raise errors.from_call(failure) from None
 
@@ -78,7 +91,7 @@ class AsyncUnary:
 
     async def __call__(self, request: object, **options: Any) -> Any:
         try:
-            return await self.call(request, **self.terms.complete(options, unary=True))
+            return await self.call(with_key(request), **self.terms.complete(options, unary=True))
         except grpc.RpcError as failure:
             raise errors.from_call(failure) from None
 
@@ -105,16 +118,43 @@ class AsyncStream(AsyncIterator[Any]):
         except grpc.RpcError as failure:
             raise errors.from_call(failure) from None
 
+    async def write(self, request: Any) -> None:
+        """Send one more; nothing when the call is over: the answers say why it is."""
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await self._call.write(request)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
+
+
+@dataclass(frozen=True)
+class Conversing:
+    """Streams both ways: what is sent is taken from an iterator, as the server has room for it."""
+
+    call: grpc.StreamStreamMultiCallable[Any, Any]
+    terms: Terms
+
+    def __call__(self, requests: Iterator[Any], **options: Any) -> Stream:
+        return Stream(self.call(requests, **self.terms.complete(options, unary=False)))
+
+
+@dataclass(frozen=True)
+class AsyncConversing:
+    call: grpc.aio.StreamStreamMultiCallable[Any, Any]
+    terms: Terms
+
+    def __call__(self, requests: AsyncIterator[Any] | None = None, **options: Any) -> AsyncStream:
+        return AsyncStream(self.call(requests, **self.terms.complete(options, unary=False)))
 
 
 # asyncio's classes come first: grpcio's own multi-callables share no base class with the blocking ones.
 WRAPPERS: tuple[tuple[type, type], ...] = (
     (grpc.aio.UnaryUnaryMultiCallable, AsyncUnary),
     (grpc.aio.UnaryStreamMultiCallable, AsyncStreaming),
+    (grpc.aio.StreamStreamMultiCallable, AsyncConversing),
     (grpc.UnaryUnaryMultiCallable, Unary),
     (grpc.UnaryStreamMultiCallable, Streaming),
+    (grpc.StreamStreamMultiCallable, Conversing),
 )
 
 

@@ -1,6 +1,7 @@
 """All that is known of one event, over the page it was opened from."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -12,6 +13,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct
 from lading.v1 import audit_log_pb2
 from lading.v1.audit_log_pb2 import Event
 from lading_client import labels, query
+from lading_client.documents import whole
 from lading_client.errors import InvalidArgument, LadingError, NotFound
 from lading_viewer import components, proof_section, words
 from lading_viewer.moments import Clock, moment
@@ -24,6 +26,7 @@ OF_CALLS = {
     audit_log_pb2.STAGE_COMPLETED: "answered",
     audit_log_pb2.STAGE_ABANDONED: "given up",
 }
+DRIFT = "container.drift"
 OF_COMMANDS = {
     audit_log_pb2.STAGE_RECEIVED: "recorded",
     audit_log_pb2.STAGE_STARTED: "accepted by the agent",
@@ -57,6 +60,9 @@ def show(reader: Reader, session: Session, view: View, listed: Sequence[Event]) 
             return
         found = data(event, related, view.clock, view.link(event=event.id)) | neighbours(event.id, listed)
         found["proof"] = proof_section.data(session, event, view.clock)
+        states = proof_section.states(session, related)
+        for step in found["timeline"]:
+            step["proof"] = states[step["id"]]
         components.event(found, "event_drawer", on_act=lambda: _act(session, event))
 
     drawer()
@@ -94,10 +100,12 @@ def data(event: Event, related: Sequence[Event], clock: Clock, link: str) -> dic
         "sentence": _sentence(event),
         "error": _error(event),
         "erasure": proof_section.erasure(event, clock),
-        "fields": [field for field in _fields(event, clock) if field["value"]],
+        "fields": [
+            field for field in (*_fields(event, clock), *_session(event, related), *_drift(event)) if field["value"]
+        ],
         "change": _change(event.diff) if event.HasField("diff") else None,
         "timeline": _timeline(event, related, clock),
-        "request": _json(event.request),
+        "request": _json(_asked(event, related)),
         "details": _json(event.details),
         "record": _record(event),
         "link": link,
@@ -119,17 +127,27 @@ def _error(event: Event) -> dict[str, str] | None:
     code = words.code(event)
     if not event.error and not code:
         return None
-    advice = "" if "`" in event.error else words.ADVICE.get(code, "")
+    advice = "" if "`" in event.error else words.advice(event)
     return {"code": code, "text": event.error, "advice": advice, "tone": words.status(event.outcome).tone}
 
 
+def _asked(event: Event, related: Sequence[Event]) -> Struct:
+    """The request: a command's is with its first event, and what became of it is not understood without."""
+    return next((each.request for each in (event, *related) if each.request.fields), event.request)
+
+
 def _json(value: Struct) -> str:
-    return json.dumps(_whole(MessageToDict(value)), indent=2, ensure_ascii=False) if value.fields else ""
+    return json.dumps(whole(MessageToDict(value)), indent=2, ensure_ascii=False) if value.fields else ""
 
 
 def _sentence(event: Event) -> list[dict[str, Any]]:
     """`ana@acme.example asked to STOP dock-1/web; done after 1.41 s.`"""
     target, ending = labels.target(event), words.ENDINGS.get(event.outcome, "")
+    if event.action == DRIFT:
+        gap = event.outcome == audit_log_pb2.OUTCOME_UNKNOWN
+        said = " does not know all that happened on " if gap else " reported a change that no command made to "
+        sentence = ((words.user(event.actor), True), (said, False), (target, True), (".", False))
+        return [{"text": text, "strong": strong} for text, strong in sentence]
     if ending and event.HasField("duration"):
         ending += f" after {words.duration(event.duration.ToTimedelta().total_seconds())}"
     parts: list[tuple[str, bool]] = [(words.user(event.actor), True)]
@@ -181,6 +199,30 @@ def _fields(event: Event, clock: Clock) -> list[dict[str, Any]]:
     ]
 
 
+def _session(event: Event, related: Sequence[Event]) -> list[dict[str, Any]]:
+    """What an exec session ran, and how it ended."""
+    if event.action != "container.exec":
+        return []
+    asked, ran = whole(MessageToDict(_asked(event, related))), whole(MessageToDict(event.details)).get("exec", {})
+    command = asked.get("spec", {}).get("command", [])
+    amount = f"{ran['input_bytes']:,} in, {ran['output_bytes']:,} out" if "output_bytes" in ran else ""
+    return [
+        _field("Command line", shlex.join(map(str, command)), copy=True),
+        _field("Exit code", str(ran.get("exit_code", ""))),
+        _field("Bytes", amount),
+        _field("SHA-256 of its output", ran.get("output_sha256", ""), copy=True),
+    ]
+
+
+def _drift(event: Event) -> list[dict[str, Any]]:
+    """What the engine said: `die`, with `exitCode=137`."""
+    if event.action != DRIFT:
+        return []
+    details = whole(MessageToDict(event.details))
+    said = ", ".join(f"{key}={value}" for key, value in sorted(details.get("attributes", {}).items()))
+    return [_field("Engine event", str(details.get("action", ""))), _field("The engine says", said)]
+
+
 def _field(
     name: str, value: str, *, copy: bool = False, find: tuple[str, str] | None = None, quiet: bool = False
 ) -> dict[str, Any]:
@@ -216,20 +258,8 @@ def _value(value: Any) -> str:
         return HIDDEN if value == REDACTED else value
     if value is None:
         return NONE
-    line = json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
-    return line if len(line) <= INLINE_MAX else json.dumps(_whole(value), indent=2, ensure_ascii=False, sort_keys=True)
-
-
-def _whole(value: Any) -> Any:
-    """Whole numbers as such: a Struct knows only floating ones."""
-    match value:
-        case float() if value.is_integer():
-            return int(value)
-        case dict():
-            return {name: _whole(each) for name, each in value.items()}
-        case list():
-            return [_whole(each) for each in value]
-    return value
+    line = json.dumps(whole(value), ensure_ascii=False, sort_keys=True)
+    return line if len(line) <= INLINE_MAX else json.dumps(whole(value), indent=2, ensure_ascii=False, sort_keys=True)
 
 
 def _timeline(event: Event, related: Sequence[Event], clock: Clock) -> list[dict[str, Any]]:
@@ -240,6 +270,8 @@ def _timeline(event: Event, related: Sequence[Event], clock: Clock) -> list[dict
         time = moment(each.recorded_at)
         look = words.status(each.outcome)
         stage = (OF_CALLS if each.method else OF_COMMANDS).get(each.stage, labels.stage(each))
+        if each.action == DRIFT:
+            stage = "reported by the agent"
         note = "" if each.outcome == audit_log_pb2.OUTCOME_UNSPECIFIED else f"{look.word} {words.code(each)}".strip()
         steps.append(
             {

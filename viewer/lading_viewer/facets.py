@@ -40,7 +40,7 @@ def data(view: View, summaries: Mapping[str, SummarizeEventsResponse]) -> list[d
     for kind in KINDS:
         summary = summaries[kind.field]
         found = next((facet for facet in summary.facets if facet.field == kind.proto), Facet())
-        values = _with_picked(view, kind, [value for value in found.values if value.value])
+        values = _with_picked(view, kind, [value for value in found.values if value.value], summaries)
         if kind.field == "status":
             values.sort(key=lambda value: STATUS_ORDER.index(value.value) if value.value in STATUS_ORDER else 99)
         if values:
@@ -49,11 +49,20 @@ def data(view: View, summaries: Mapping[str, SummarizeEventsResponse]) -> list[d
     return groups
 
 
-def _with_picked(view: View, kind: Kind, values: Sequence[FacetValue]) -> list[FacetValue]:
-    """And those that the search text names but nothing has: they must be there to be taken away again."""
+def _with_picked(
+    view: View, kind: Kind, values: Sequence[FacetValue], summaries: Mapping[str, SummarizeEventsResponse]
+) -> list[FacetValue]:
+    """And those that the search text names but nothing, or little, has: they must be there to be taken away again."""
     known = {value.value for value in values}
     picked = [value for term in view.query.terms if term.field == kind.field for value in term.values]
-    return [*values, *(FacetValue(value=value) for value in picked if value not in known and "*" not in value)]
+    found = [FacetValue(value=value) for value in picked if value not in known and "*" not in value]
+    chosen = {term.field for term in view.query.terms if not term.negate}
+    if len(picked) == len(found) == 1 and kind.field in chosen:
+        # Rare values are not among those that are counted; but where nothing else is picked, all that is left are its.
+        others = (summaries[each.field] for each in KINDS if each.field not in chosen)
+        if (other := next(others, None)) is not None:
+            found[0].total, found[0].failed = other.total, other.failed
+    return [*values, *found]
 
 
 def _value(view: View, kind: Kind, value: FacetValue, summary: SummarizeEventsResponse) -> dict[str, Any]:

@@ -80,6 +80,16 @@ class Log:
         self._roots: dict[int, bytes] = {}
         self.broken: Broken | None = None
 
+    @property
+    def pin(self) -> pins.Pin | None:
+        """What was seen of it so far; None before the first time."""
+        return self._pin
+
+    @property
+    def verified(self) -> Verified | None:
+        """What the last check found, however long ago."""
+        return self._verified
+
     def check(self, client: Client, events: Sequence[pb.Event]) -> Verified:
         """Check the log and these rows of it. Raises Broken, Unproven, LadingError."""
         with self._lock:
@@ -120,12 +130,12 @@ class Log:
             leaf = leaf_hash(answer.entry)
             return Proof(receipt, leaf, checkpoint, answer.entry, answer.entry_details, file, found)
 
-    def recheck(self, index: int) -> None:
-        """Forget what was found of this event and of the checkpoint: the next check looks anew."""
+    def recheck(self, index: int | None) -> None:
+        """Forget what was found of this event, of all with None, and of the checkpoint: the next check looks anew."""
         with self._lock:
             self._verified = None
             self._tiles.clear()
-            if self.broken and self.broken.index in (None, index):
+            if self.broken and (index is None or self.broken.index in (None, index)):
                 self.broken = None
 
     def _fresh(self, client: Client, index: int = -1) -> Verified:

@@ -1,6 +1,7 @@
 """The section "Proof and raw record" of the drawer: one event proven on its own, and what it takes to repeat it."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,6 +45,23 @@ def data(session: Session, event: Event, clock: Clock) -> dict[str, Any]:
         folds["Raw details"] = json.dumps(json.loads(proof.details), indent=2, ensure_ascii=False)
     download = {"name": f"{event.id}.tlog-proof", "text": proof.file}
     return found | {"folds": [{"title": title, "text": text} for title, text in folds.items()], "download": download}
+
+
+def states(session: Session, events: Sequence[Event]) -> dict[str, dict[str, str]]:
+    """By event, whether it was found in the log, saying what is shown: tone, icon and words."""
+    clients = connection.clients()
+    try:
+        log = integrity.log_of(clients.connection, session.organization)
+        size = log.check(clients.of(session.token), events).checkpoint.size
+        looks = {event.id: Badge("ok", "shield", f"In the log of {words.count(size)}") for event in events}
+    except Broken as broken:
+        other = Badge("pending", "question", "Not verified: the log is broken")
+        looks = {event.id: badge.of_broken(broken) if event.index == broken.index else other for event in events}
+    except LadingError as failure:
+        looks = dict.fromkeys((event.id for event in events), badge.of_failure(failure))
+    except (integrity.Unproven, pinned.Unreadable) as failure:
+        looks = dict.fromkeys((event.id for event in events), Badge("pending", "question", f"Not verified: {failure}"))
+    return {id: {"tone": look.tone, "icon": look.icon, "words": look.words} for id, look in looks.items()}
 
 
 def recheck(session: Session, event: Event) -> None:

@@ -95,10 +95,19 @@ class Reader:
         """NotFound when there is none in the person's organization."""
         return connection.clients().of(self.token).audit.GetEvent(GetEventRequest(id=event_id))
 
+    def last_verification(self) -> Event | None:
+        """The newest of the last exports that `lading audit verify` made."""
+        match = Match(field=audit_log_pb2.FIELD_ACTION, values=["audit.export"])
+        request = ListEventsRequest(filter=EventFilter(matches=[match], latest_only=True), page_size=PAGE_SIZE)
+        found = connection.clients().of(self.token).audit.ListEvents(request).events
+        return next((each for each in found if each.request.fields["format"].string_value == "verify"), None)
+
     def same_operation(self, event: Event) -> list[Event]:
-        """All stages of an operation, of what it caused and of what caused it, oldest first."""
+        """All stages of an operation, of what it caused and of what caused it, with their entries, oldest first."""
         match = Match(field=audit_log_pb2.FIELD_OPERATION, values=[event.parent or event.operation])
-        request = ListEventsRequest(filter=EventFilter(matches=[match]), page_size=SAME_OPERATION_MAX)
+        request = ListEventsRequest(
+            filter=EventFilter(matches=[match]), page_size=SAME_OPERATION_MAX, with_entries=True
+        )
         return sorted(connection.clients().of(self.token).audit.ListEvents(request).events, key=lambda each: each.index)
 
 

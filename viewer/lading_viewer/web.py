@@ -102,7 +102,7 @@ class Doorway:
             await (WebSocketClose() if scope["type"] == "websocket" else refusal)(scope, receive, send)
             return
         answer: ASGIApp = self.app
-        if scope["type"] == "http" and scope["path"] == "/":
+        if scope["type"] == "http" and scope["path"] in PAGES:
             answer = sign_in.gate(Request(scope)) or self.app
         await answer(scope, receive, self._with_headers(scope, send))
 
@@ -125,7 +125,8 @@ def _host(connection: HTTPConnection) -> str | None:
         return None
 
 
-PRIVATE = ("/", "/signin", "/signout", "/export")
+PAGES = ("/", "/integrity")
+PRIVATE = (*PAGES, "/signin", "/signout", "/export")
 
 
 async def icon(request: Request) -> Response:

@@ -48,6 +48,17 @@ VERBS = {
     "container.create": Look("CREATE", "plus", "info", "outline"),
     "container.pause": Look("PAUSE", "pause", "denied", "outline"),
     "container.unpause": Look("UNPAUSE", "play", "denied", "outline"),
+    "container.exec": Look("EXEC", "prompt", "info", "outline"),
+    "container.drift": Look("DRIFT", "warning", "denied", "outline"),
+    "image.pull": Look("PULL", "down", "info", "outline"),
+    "rollout.create": Look("rollout.create", "plus", "info"),
+    "rollout.run": Look("rollout.run", "waves", "info"),
+    "rollout.wave": Look("rollout.wave", "waves", "info"),
+    "rollout.pause": Look("rollout.pause", "pause", "denied"),
+    "rollout.resume": Look("rollout.resume", "play", "denied"),
+    "rollout.retry": Look("rollout.retry", "loop", "info"),
+    "rollout.stop": Look("rollout.stop", "stop", "bad"),
+    "rollout.breach": Look("rollout.breach", "cross", "bad"),
 }
 STATUSES = {
     OUTCOME_UNSPECIFIED: Look("PENDING", "dots", "pending", "plain", "It has not ended."),
@@ -65,10 +76,16 @@ ADVICE = {
     "NOT_FOUND": "Check the name: `lading ps -a` lists what there is.",
     "FAILED_PRECONDITION": "It is not in the state that this needs: `lading ps -a` shows the state.",
     "UNAVAILABLE": "The agent or its engine could not be reached: `lading agents ls` shows who is connected.",
-    "DEADLINE_EXCEEDED": "The command may still finish: `lading commands wait` waits for its end.",
+    "DEADLINE_EXCEEDED": "A command may still finish: `lading commands wait` tells how it stands.",
     "RESOURCE_EXHAUSTED": "A limit is reached. Try again later, or with fewer calls at once.",
     "INVALID_ARGUMENT": "The request is malformed; the text says where.",
     "ALREADY_EXISTS": "There is one already: `lading ps -a` lists what there is.",
+}
+
+# Of rollouts, which `lading ps` does not show.
+ROLLOUT_ADVICE = {
+    "NOT_FOUND": "Check the id: `lading rollouts ls` lists what there is.",
+    "FAILED_PRECONDITION": "It is not in the state that this needs: `lading rollouts ls` shows the state.",
 }
 
 ENDINGS = {
@@ -86,6 +103,12 @@ def action(name: str) -> Look:
     """`container.start` is START and `image.pull` PULL; others are shown as they are."""
     look = VERBS.get(name, Look(labels.action(Event(action=name)) or "—"))
     return replace(look, title=name)
+
+
+def advice(event: Event) -> str:
+    """What can be done about the code that it ended with; empty when there is nothing to say."""
+    about = ROLLOUT_ADVICE if event.action.startswith("rollout.") else {}
+    return about.get(code(event)) or ADVICE.get(code(event), "")
 
 
 def status(outcome: int) -> Look:

@@ -29,8 +29,20 @@ def _state(agent: Agent) -> Cell:
 
     if agent.banned:
         return output.state("banned")
+    if agent.quarantined:
+        return Cell("quarantined", "red")
     word = agent_state(agent)
+    if word == "online" and not agent.hearing:
+        return Cell("deaf", "red")
+    if word == "online" and not agent.acting:
+        return Cell("stuck", "red")
     return Cell(f"{word} drained", "yellow") if agent.drained else output.state(word)
+
+
+def _life(agent: Agent) -> str:
+    """Which of the three an agent is: connected, hearing, acting."""
+    words = {"connected": agent.connected, "hearing": agent.hearing, "acting": agent.acting}
+    return ",".join(word for word, is_so in words.items() if is_so) or "-"
 
 
 LISTING: Listing[Agent] = Listing(
@@ -42,6 +54,7 @@ LISTING: Listing[Agent] = Listing(
         Column("RUNTIME", lambda agent: agent.runtime or "-", least=10),
         Column("CONTAINERS", lambda agent: f"{agent.containers_running}/{agent.containers_total}"),
         Column("IN-FLIGHT", lambda agent: str(agent.commands_in_flight)),
+        Column("LIFE", _life, wide=True),
         Column("VERSION", lambda agent: agent.version or "-", wide=True),
         Column("EPOCH", lambda agent: str(agent.epoch), wide=True),
         Column("LABELS", lambda agent: output.pairs(agent.labels), wide=True, least=12),
@@ -69,7 +82,11 @@ def agents() -> None:
 @click.option("-w", "--watch", is_flag=True, help="Then each one that changes.")
 @pass_invocation
 def ls(invocation: Invocation, labels: Mapping[str, str] | None, watch: bool) -> None:
-    """List agents."""
+    """List agents.
+
+    An agent that is `deaf` is connected and has not processed what it was sent; one that is `stuck` hears, and a canary
+    has not come back through its executor; `quarantined`: two processes used its name at once (lading agents unban).
+    """
     if watch:
         _watch(invocation, labels or {})
         return
@@ -156,7 +173,7 @@ def ban(invocation: Invocation, agents: Sequence[str]) -> None:
 @which
 @pass_invocation
 def unban(invocation: Invocation, agents: Sequence[str]) -> None:
-    """Let banned agents connect again."""
+    """Let banned or quarantined agents connect again."""
     _ban(invocation, agents, lift=True)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lading.transparency.note import Checkpoint, Key
     from lading.v1.audit_log_pb2 import GetCheckpointResponse
     from lading_client.verify.log_check import LogCheck
+    from lading_client.verify.pins import Pin
     from lading_client.verify.served_log import Result, Told
 
 BROKEN = 10
@@ -33,24 +34,42 @@ Found = tuple[list[tuple[str, str]], dict[str, Any]]
     examples="""
     lading audit verify                              the whole log of the server
     lading audit verify --witnesses 2                and that two agents stand for it
+    lading audit verify --from 200000                only what came after the first 200000 events
     lading audit verify --file audit.jsonl           offline: an export with proofs, a folder of tiles, a receipt""",
+)
+@click.option(
+    "--from",
+    "first",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Read events from #N on; of those before it only hashes, which must be in the tree.",
 )
 @click.option("--file", type=click.Path(exists=True), metavar="PATH", help="Check this instead, offline.")
 @click.option("--key", metavar="VKEY", help="Key of the log. [as seen at first]")
-@click.option("--witnesses", type=click.IntRange(0), default=0, metavar="N", help="So many agents must have cosigned.")
+@click.option(
+    "--witnesses",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="So many agents must have cosigned this tree or a later one; waits for them, see --timeout.",
+)
 @click.option("--witness-key", "witness_keys", multiple=True, metavar="VKEY", help="Trust this witness from now on.")
 @pass_invocation
 def verify(
-    invocation: Invocation, file: str | None, key: str | None, witnesses: int, witness_keys: Sequence[str]
+    invocation: Invocation, first: int, file: str | None, key: str | None, witnesses: int, witness_keys: Sequence[str]
 ) -> None:
     """Recompute the log from every entry, and compare it with what the server and its witnesses signed.
 
     Exit code 10 when it does not hold; then the first event that is wrong is named. Keys are believed at first sight
     and kept in logs.toml beside the config file: compare them once with those that the operator of the server gives.
+    Kept too is the tree that was found: the next verify proves that the log extends it.
     """
     with refusing(invocation):
         if file is None:
-            lines, found = _served(invocation, key, witnesses, witness_keys)
+            lines, found = _served(invocation, first, key, witnesses, witness_keys)
+        elif first:
+            raise click.UsageError("--from is for the log of a server: a file is checked as a whole.")
         elif witnesses or witness_keys:
             raise click.UsageError("Witnesses stand for the log of a server, not for a file.")
         else:
@@ -100,34 +119,43 @@ def open_log(invocation: Invocation) -> tuple[GetCheckpointResponse, Key]:
     return answer, key
 
 
-def _served(invocation: Invocation, given: str | None, wanted: int, keys: Sequence[str]) -> Found:
+def _served(invocation: Invocation, first: int, given: str | None, wanted: int, keys: Sequence[str]) -> Found:
     from lading.transparency.note import parse_key
     from lading_client.verify import pins
     from lading_client.verify.broken import Broken
-    from lading_client.verify.served_log import verify_log
+    from lading_client.verify.served_log import TooShort, verify_log
 
-    began = time.monotonic()
-    result = verify_log(
-        invocation.client,
-        _pin(invocation),
-        organization=invocation.org,
-        given_key=given,
-        witness_keys=[parse_key(one) for one in keys],
-        told=progress("events"),
-    )
+    began, before = time.monotonic(), _pin(invocation)
+    try:
+        result = verify_log(
+            invocation.client,
+            before,
+            organization=invocation.org,
+            given_key=given,
+            witness_keys=[parse_key(one) for one in keys],
+            first=first,
+            wanted=wanted,
+            patience=invocation.timeout(),
+            told=progress("events"),
+        )
+    except TooShort as failure:
+        raise click.UsageError(f"--from {first}: {failure}.") from None
     for stranger in result.testimony.strangers:
         invocation.say(f"New witness, not counted. If you know it: lading audit verify --witness-key {stranger}")
-    if len(result.testimony.names) < wanted:
-        raise Broken(f"{_witnesses(result)}; {wanted} must have", part="witnesses")
+    if len(result.testimony.since(result.checkpoint.size)) < wanted:
+        raise Broken(_too_few(result, wanted), part="witnesses")
     pins.write(_pin_name(invocation), result.pin)
     if result.first_sight:
         _say_first_sight(invocation, result.key)
     return [
         *_checked(result.check, time.monotonic() - began),
         ("checkpoint", _signed(result.key, result.checkpoint)),
+        ("extends", _extends(before)),
         ("witnesses", _witnesses(result)),
         ("operations", _operations(result.check)),
+        ("next", f"lading audit verify --from {result.pin.size} reads only what came after this"),
     ], {
+        "extends": {"size": before.size, "root": before.root} if before and before.size else None,
         **_document(result.check, result.key, result.checkpoint),
         "witnesses": list(result.testimony.names),
         "unknown_witnesses": [str(one) for one in result.testimony.strangers],
@@ -189,7 +217,7 @@ def _pin_name(invocation: Invocation) -> str:
     return f"{invocation.context.server}/{invocation.org}"
 
 
-def _pin(invocation: Invocation) -> Any:
+def _pin(invocation: Invocation) -> Pin | None:
     from lading_client.verify import pins
 
     try:
@@ -224,16 +252,26 @@ def _checked(check: LogCheck, seconds: float) -> list[tuple[str, str]]:
         details = f"each as its entry says; those of {output.plural(check.erased, 'event')} were erased"
     else:
         details = "each as its entry says"
-    gaps = (
-        f"have {output.plural(check.gaps, 'gap')}, the first before #{check.first_gap}" if check.gaps else "rise by one"
-    )
-    span = f", #0 to #{check.size - 1}" if check.size else ""
+    count = check.size - check.first
+    span = f", #{check.first} to #{check.size - 1}" if count else ""
+    before, entries = "", "every entry"
+    if check.first:
+        before = (
+            f"#0 to #{check.first - 1}: their hashes are those of the tree. Not checked: what they say, how their "
+            "operations and processes go on after them"
+        )
+        entries = f"the tiles of the first {check.first} and every entry after them"
     return [
-        ("checked", f"{output.plural(check.size, 'event')}{span}, org {check.organization}, {seconds:.1f} s"),
-        ("tree", "root recomputed from every entry: matches the checkpoint"),
-        ("details", details),
-        ("processes", f"{len(check.processes)} wrote it; the numbers of their events {gaps}"),
+        ("checked", f"{output.plural(count, 'event')}{span}, org {check.organization}, {seconds:.1f} s"),
+        ("not read", before),
+        ("tree", f"root recomputed from {entries}: matches the checkpoint"),
+        ("details", details if count else ""),
+        ("processes", f"{len(check.processes)} wrote it; the numbers of their events rise by one"),
     ]
+
+
+def _extends(before: Pin | None) -> str:
+    return f"the tree of {before.size} that this client found before" if before and before.size else ""
 
 
 def _signed(key: Key, checkpoint: Checkpoint) -> str:
@@ -244,6 +282,16 @@ def _witnesses(result: Result) -> str:
     sizes, known = result.testimony.sizes, output.plural(len(result.pin.witnesses), "known agent")
     since = f" size {min(sizes)} or later" if sizes else " this log"
     return f"{len(sizes)} of {known} cosigned{since}"
+
+
+def _too_few(result: Result, wanted: int) -> str:
+    testimony, known = result.testimony, output.plural(len(result.pin.witnesses), "known agent")
+    size, current = result.checkpoint.size, testimony.since(result.checkpoint.size)
+    last = dict(zip(testimony.names, testimony.sizes, strict=True))
+    missing = [f"{name} (last: size {last.get(name, 'none')})" for name in result.pin.witnesses if name not in current]
+    more = f", {len(missing) - 5} more" if len(missing) > 5 else ""
+    named = f". Missing: {', '.join(missing[:5])}{more}" if missing else ""
+    return f"{len(current)} of {known} cosigned this tree of size {size} or a later one; {wanted} must have{named}"
 
 
 def _operations(check: LogCheck) -> str:
@@ -257,11 +305,12 @@ def _document(check: LogCheck, key: Key, checkpoint: Checkpoint) -> dict[str, An
     operations = check.operations
     return {
         "organization": check.organization,
-        "checked": check.size,
+        "from": check.first,
+        "checked": check.size - check.first,
+        "size": check.size,
         "root": checkpoint.root.hex(),
         "log_key": str(key),
         "erased": check.erased,
-        "gaps": check.gaps,
         "operations_ended": len(operations.ended),
         "operations_unknown": len(operations.unknown),
         "operations_open": len(operations.open),

@@ -275,7 +275,7 @@ def _line(verb: Verb, result: Result, width: int, indent: str) -> str:
 def conclude(invocation: Invocation, verb: Verb, results: Sequence[Result]) -> int:
     """Say, to stderr, what to look at; the exit code."""
     from lading_client import errors, names
-    from lading_client.cli.failure import sentences
+    from lading_client.cli.failure import COMMAND_FAILED, sentences
 
     bad = [result for result in results if result.error is not None]
     skipped = sum(result.status == "SKIPPED" for result in results)
@@ -292,7 +292,11 @@ def conclude(invocation: Invocation, verb: Verb, results: Sequence[Result]) -> i
         f"{len(results) - len(bad) - skipped} of {len(results)} {verb.done}.{left}"
         f" Show: lading audit ls corr:{invocation.correlation_id}"
     )
-    late = [names.short(one.command) for one in bad if isinstance(one.error, errors.DeadlineExceeded) and one.command]
+    late = [
+        names.short(one.command)
+        for one in bad
+        if isinstance(one.error, errors.DeadlineExceeded) and one.command and one.error.reason != COMMAND_FAILED
+    ]
     if late:
         invocation.say(f"Some may still finish: lading commands wait {' '.join(late)}")
     codes = {result.error.exit_code for result in bad if result.error}

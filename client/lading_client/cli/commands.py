@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lading_client.cli import output
-from lading_client.cli.completion import complete_agents
+from lading_client.cli.completion import complete_agents, complete_commands
 from lading_client.cli.invocation import Group, Invocation, pass_invocation
 from lading_client.cli.output import Cell, Column, Listing
 
@@ -92,7 +92,7 @@ def ls(invocation: Invocation, agent: str | None, container: str | None, states:
     output.show(invocation, LISTING, islice(found, limit))
 
 
-ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete_commands)
 
 
 @commands.command("inspect", examples="lading commands inspect 0198c2de-…")
@@ -170,5 +170,35 @@ def cancel(invocation: Invocation, ids: Sequence[str]) -> None:
     for identifier in ids:
         request = commands_pb2.CancelCommandRequest(name=names.command(identifier), reason=invocation.reason)
         command = invocation.client.commands.CancelCommand(request)
+        line = f"{_name(command)}  {_state(command).text}"
+        output.show_one(invocation, command, _name(command), lambda: [line])  # noqa: B023  # called at once
+
+
+@commands.command("resolve", examples="lading commands resolve 0198c2de-… --succeeded --reason 'web answers, I looked'")
+@ids
+@click.option("--succeeded", "state", flag_value="SUCCEEDED", help="It was done.")
+@click.option("--failed", "state", flag_value="FAILED", help="It was not done.")
+@click.option("--cancelled", "state", flag_value="CANCELLED", help="It was stopped before it took effect.")
+@pass_invocation
+def resolve(invocation: Invocation, ids: Sequence[str], state: str | None) -> None:
+    """Settle commands whose state is UNKNOWN by what you have found out; --reason says how you know.
+
+    For one whose agent will never tell: its machine is gone, say. What the agent says later changes nothing more, and
+    is recorded beside it.
+    """
+    from lading.v1 import commands_pb2
+    from lading_client import names
+
+    if state is None:
+        raise click.UsageError("Say what became of it: --succeeded, --failed or --cancelled.")
+    if not invocation.reason:
+        raise click.UsageError("Say how you know: --reason TEXT.")
+    for identifier in ids:
+        request = commands_pb2.ResolveCommandRequest(
+            name=names.command(identifier),
+            state=commands_pb2.CommandState.Value(f"COMMAND_STATE_{state}"),
+            reason=invocation.reason,
+        )
+        command = invocation.client.commands.ResolveCommand(request)
         line = f"{_name(command)}  {_state(command).text}"
         output.show_one(invocation, command, _name(command), lambda: [line])  # noqa: B023  # called at once

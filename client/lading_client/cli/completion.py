@@ -50,6 +50,14 @@ def complete_agents(context: click.Context, parameter: click.Parameter, incomple
     return _offer(context, "agents", incomplete, _agents)
 
 
+def complete_rollouts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return _offer(context, "rollouts", incomplete, _rollouts)
+
+
+def complete_commands(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    return _offer(context, "commands", incomplete, _commands)
+
+
 def _targets(client: Client) -> list[str]:
     from lading_client import names, requests
 
@@ -63,6 +71,22 @@ def _agents(client: Client) -> list[str]:
 
     page = client.agents.ListAgents(agents_pb2.ListAgentsRequest(page_size=500), timeout=LIMIT)
     return [names.short(agent.name) for agent in page.agents]
+
+
+def _rollouts(client: Client) -> list[str]:
+    from lading.v1 import rollouts_pb2
+    from lading_client import names
+
+    page = client.rollouts.ListRollouts(rollouts_pb2.ListRolloutsRequest(page_size=50), timeout=LIMIT)
+    return [names.short(rollout.name) for rollout in page.rollouts]
+
+
+def _commands(client: Client) -> list[str]:
+    from lading.v1 import commands_pb2
+    from lading_client import names
+
+    page = client.commands.ListCommands(commands_pb2.ListCommandsRequest(page_size=50), timeout=LIMIT)
+    return [names.short(command.name) for command in page.commands]
 
 
 def _offer(context: click.Context, kind: str, incomplete: str, ask: Callable[[Client], list[str]]) -> list[str]:

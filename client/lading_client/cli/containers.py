@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lading.v1.commands_pb2 import Command as CommandMessage
     from lading.v1.containers_pb2 import Container
     from lading_client.client import Client
+    from lading_client.errors import LadingError
 
 ALIVE = ("running", "paused", "restarting")
 WATCH = 2.0  # seconds between two looks
@@ -208,12 +209,19 @@ def pull(
 def logs(
     invocation: Invocation, target: str, follow: bool, tail: int, since: datetime | None, timestamps: bool
 ) -> None:
-    """What the process of a container writes: its stdout to stdout, its stderr to stderr."""
+    """What the process of a container writes: its stdout to stdout, its stderr to stderr.
+
+    A lost connection, to the server or of its agent, is made anew, and the log goes on where it was: nothing is left
+    out, nothing repeated.
+    """
     from lading.v1 import containers_pb2
+
+    def lost(failure: LadingError) -> None:
+        invocation.say(f"The connection is lost ({failure.code}), going on as soon as there is one.")
 
     client = invocation.client
     name = targets.resolve(client, target)
-    for piece in client.logs(name, follow=follow, tail=tail, since=since, timestamps=timestamps):
+    for piece in client.logs(name, follow=follow, tail=tail, since=since, timestamps=timestamps, lost=lost):
         stream = sys.stderr if piece.source == containers_pb2.LOG_SOURCE_STDERR else sys.stdout
         stream.buffer.write(piece.data)
         stream.buffer.flush()

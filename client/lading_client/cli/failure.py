@@ -14,6 +14,8 @@ HELP = {
     "UNAVAILABLE": "What is wrong: lading doctor",
     "UNIMPLEMENTED": "Versions: lading version",
 }
+# What the server says of a command that has ended; else it was the caller's time that was over.
+COMMAND_FAILED = "COMMAND_FAILED"
 
 
 def sentences(error: errors.LadingError, verbose: bool = False) -> Iterator[str]:
@@ -23,7 +25,7 @@ def sentences(error: errors.LadingError, verbose: bool = False) -> Iterator[str]
         yield f"  {printable(field)}: {printable(description)}"
     if error.retry_after:
         yield f"Try again in {error.retry_after:g} s."
-    if error.command and isinstance(error, errors.DeadlineExceeded):
+    if error.command and isinstance(error, errors.DeadlineExceeded) and error.reason != COMMAND_FAILED:
         yield f"The command may still finish: lading commands wait {names.short(error.command)}"
     elif error.command:
         yield f"Show: lading audit ls cmd:{names.short(error.command)}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lading_client.cli import change
+from lading_client.cli import change, waves
 from lading_client.cli.change import Plan, Verb
 from lading_client.cli.invocation import Command, pass_invocation
 from lading_client.cli.targets import argument, select, selection
@@ -33,20 +34,28 @@ def verb_command(verb: Verb, summary: str, examples: str, *own: click.Option) ->
         fail_fast: bool,
         strict: bool,
         dry_run: bool,
+        wave: Sequence[str] | None,
+        max_failures: int | None,
+        soak: float | None,
+        stop_on_breach: bool,
         **arguments: Any,
     ) -> int:
         def ask(client: Client, target: str, **how: Any) -> CommandMessage:
             answer: CommandMessage = getattr(client, verb.name)(target, **arguments, **how)
             return answer
 
+        care = waves.Care(wave, max_parallel, max_failures, soak, stop_on_breach)
+        care.check(fail_fast, strict)
         chosen = select(invocation.client, targets, labels, agent, every)
+        if wave:
+            return waves.run(invocation, verb, chosen, care, arguments, detach=not wait, dry_run=dry_run)
         plan = Plan(not wait, max_parallel, fail_fast, strict)
         return change.run(invocation, verb, chosen, ask, plan, dry_run=dry_run)
 
     return Command(
         verb.name,
         callback=run,
-        params=[*SELECTION, *own, *MANNER],
+        params=[*SELECTION, *own, *MANNER, *waves.OPTIONS],
         help=summary,
         examples=examples,
         no_args_is_help=True,
@@ -79,7 +88,8 @@ stop = verb_command(
 restart = verb_command(
     change.RESTART,
     "Stop and start containers.",
-    "lading restart dock-1/web\nlading restart -l app=web --max-parallel 1 --fail-fast",
+    "lading restart dock-1/web\nlading restart -l app=web --max-parallel 1 --fail-fast\n"
+    "lading restart -l app=web --wave 1,10%,100% --max-failures 2",
     GRACE,
 )
 kill = verb_command(

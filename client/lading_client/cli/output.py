@@ -52,6 +52,8 @@ ACTIONS = {
     "PAUSE": ("‖", "magenta"),
     "UNPAUSE": ("▷", "magenta"),
     "PULL": ("↓", "blue"),
+    "EXEC": ("›", "blue"),
+    "DRIFT": ("≠", "magenta"),
 }
 STATES = {
     "running": "green",

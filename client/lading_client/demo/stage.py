@@ -171,7 +171,8 @@ def _start_agents(stage: Stage) -> None:
 
 def _declaration(name: str, mark: str) -> str:
     program = PROGRAM.format(name=name).replace("\\", "\\\\").replace('"', '\\"')
-    return f'[process.{name}]\ncommand = ["/bin/sh", "-c", "{program}", "{mark}"]\nlabels = {{ app = "{name}" }}\n\n'
+    words = f'["/bin/sh", "-c", "{program}", "{mark}"]'
+    return f'[process.{name}]\ncommand = {words}\nlabels = {{ app = "{name}" }}\nexec = true\n\n'
 
 
 def _await_agents(stage: Stage) -> None:

@@ -27,6 +27,14 @@ _FAR = re.compile("[\ue000-\U0010ffff]")
 """Keys without these are in the same order by code point, as Python sorts them, and by UTF-16."""
 
 
+def write(value: dict[str, Any]) -> bytes:
+    """The canonical form of an object of plain values: no number but integers up to 2^53 - 1, no key but in ASCII.
+
+    Raises TypeError for values that JSON has not.
+    """
+    return _encode(value).encode()
+
+
 def read(raw: bytes) -> dict[str, Any]:
     """The object. Raises ValueError unless the bytes are its canonical form."""
     text = raw.decode()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lading.transparency.entry import VERSION
+from lading.transparency.jcs import INTEGER_MAX
 from lading.v1 import audit_log_pb2 as pb
 
 if TYPE_CHECKING:
@@ -15,30 +17,56 @@ if TYPE_CHECKING:
 STAGES = {number: name.removeprefix("STAGE_") for name, number in pb.Stage.items()}
 OUTCOMES = {number: name.removeprefix("OUTCOME_") for name, number in pb.Outcome.items()} | {0: "PENDING"}
 ACTORS = {number: name.removeprefix("ACTOR_TYPE_").lower() for name, number in pb.ActorType.items()}
-OF_ENTRY = (
-    *("id", "organization", "operation", "parent", "stage", "outcome", "code", "action", "occurred_at", "recorded_at"),
-    *("actor", "actor", "emitter", "emitter", "targets"),
-)
 OF_DETAILS = (
     *("actor.auth_method", "actor.credential", "actor.email", "actor.name", "actor.on_behalf_of"),
     *("agent", "error", "reason", "request_id", "method", "peer", "trace_id", "claimed_address", "user_agent"),
     *("messages_in", "messages_out", "changes", "count", "duration", "agent_time"),
 )
 
+STRANGE = object()
+"""Equal to nothing that was recorded, and nothing that JSON has."""
+KEPT = ("agent", "changes", "count")
+"""What is shown of an event still whose details were erased, unproven: the server needs it to find and to count it."""
+
+
+def shown_entry(event: pb.Event, commitment: str) -> dict[str, Any]:
+    """The entry that says what is shown of an event, whose details it commits to so. STRANGE where none can say it."""
+    actor, emitter = event.actor, event.emitter
+    return {
+        "action": event.action,
+        "actor": {"id": actor.id, "type": ACTORS.get(actor.type, STRANGE)},
+        "code": event.code,
+        "details": commitment,
+        "emitter": {"boot_id": emitter.boot_id, "sequence": _whole(emitter.sequence)},
+        "id": event.id,
+        "occurred_at": _whole(_microseconds(event.occurred_at)),
+        "operation": event.operation,
+        "organization": event.organization,
+        "outcome": OUTCOMES.get(event.outcome, STRANGE),
+        "parent": event.parent,
+        "recorded_at": _whole(_microseconds(event.recorded_at)),
+        "stage": STAGES.get(event.stage, STRANGE),
+        "targets": [{"id": one.id, "type": one.type} for one in event.targets],
+        "v": VERSION,
+    }
+
 
 def first_difference(event: pb.Event, entry: Mapping[str, Any], details: Mapping[str, Any] | None) -> str:
     """Name of a field that is shown as something else than what was recorded; empty when there is none.
 
-    `details` is None where they were erased: then only what is in the entry is compared.
+    `details` is None where they were erased: then what is in the entry is compared, and the rest must not be there.
     """
-    shown, recorded = _shown_of_entry(event), _entry(entry)
-    if shown != recorded:
-        return _first(OF_ENTRY, shown, recorded)
-    if details is None:
-        return ""
+    shown = shown_entry(event, entry["details"])
+    if shown != entry:
+        return next(name for name, value in shown.items() if value != entry[name])
+    return _first_left(event) if details is None else first_of_details(event, details)
+
+
+def first_of_details(event: pb.Event, details: Mapping[str, Any]) -> str:
+    """The same of what only the details say."""
     shown, recorded = _shown_of_details(event), _details(details)
     if shown != recorded:
-        return _first(OF_DETAILS, shown, recorded)
+        return next(name for name, one, other in zip(OF_DETAILS, shown, recorded, strict=True) if one != other)
     if event.HasField("request") != ("request" in details) or event.HasField("details") != ("data" in details):
         return "details" if event.HasField("request") == ("request" in details) else "request"
     if "request" in details and not _same_struct(event.request.fields, details["request"]):
@@ -50,53 +78,16 @@ def first_difference(event: pb.Event, entry: Mapping[str, Any], details: Mapping
     return "" if "diff" not in details or _same_list(event.diff.values, details["diff"]) else "diff"
 
 
-def _first(names: Sequence[str], shown: Sequence[Any], recorded: Sequence[Any]) -> str:
-    return next(name for name, one, other in zip(names, shown, recorded, strict=True) if one != other)
+def _first_left(event: pb.Event) -> str:
+    """Name of a field of an event that was erased which shows something all the same: nothing proves it."""
+    for name in ("request", "details", "diff"):
+        if event.HasField(name):
+            return name
+    shown = zip(OF_DETAILS, _shown_of_details(event), _details({}), strict=True)
+    return next((name for name, one, blank in shown if one != blank and name not in KEPT), "")
 
 
 # Tuples, compared at once: a log may have millions of events.
-
-
-def _shown_of_entry(event: pb.Event) -> tuple[Any, ...]:
-    actor, emitter = event.actor, event.emitter
-    return (
-        event.id,
-        event.organization,
-        event.operation,
-        event.parent,
-        STAGES.get(event.stage),
-        OUTCOMES.get(event.outcome),
-        event.code,
-        event.action,
-        _microseconds(event.occurred_at),
-        _microseconds(event.recorded_at),
-        ACTORS.get(actor.type),
-        actor.id,
-        emitter.boot_id,
-        emitter.sequence,
-        [{"id": one.id, "type": one.type} for one in event.targets],
-    )
-
-
-def _entry(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    actor, emitter = entry["actor"], entry["emitter"]
-    return (
-        entry["id"],
-        entry["organization"],
-        entry["operation"],
-        entry["parent"],
-        entry["stage"],
-        entry["outcome"],
-        entry["code"],
-        entry["action"],
-        entry["occurred_at"],
-        entry["recorded_at"],
-        actor["type"],
-        actor["id"],
-        emitter["boot_id"],
-        emitter["sequence"],
-        entry["targets"],
-    )
 
 
 def _shown_of_details(event: pb.Event) -> tuple[Any, ...]:
@@ -152,9 +143,13 @@ def _details(details: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _microseconds(moment: Timestamp | Duration) -> int | str:
+def _microseconds(moment: Timestamp | Duration) -> Any:
     # Nothing is recorded more finely: what is shown so is not what was recorded.
-    return f"{moment.nanos} ns" if moment.nanos % 1000 else moment.seconds * 1_000_000 + moment.nanos // 1000
+    return STRANGE if moment.nanos % 1000 else moment.seconds * 1_000_000 + moment.nanos // 1000
+
+
+def _whole(number: Any) -> Any:
+    return number if number is not STRANGE and -INTEGER_MAX <= number <= INTEGER_MAX else STRANGE
 
 
 def _same_struct(shown: Mapping[str, Value], recorded: Any) -> bool:
@@ -176,7 +171,7 @@ def _same(shown: Value, recorded: Any) -> bool:
         case "list_value":
             return _same_list(shown.list_value.values, recorded)
         case "null_value":
-            return recorded is None
+            return recorded is None and shown.null_value == 0
         case "bool_value":
             return recorded is shown.bool_value
         case "number_value":

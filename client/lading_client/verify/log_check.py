@@ -1,4 +1,4 @@
-"""A whole log, entry by entry from its first: the tree, what the events say of each other, and who wrote them.
+"""A log, entry by entry from its first, or from a later one: the tree, what events say of each other, who wrote them.
 
 Memory: one hash for each bit of the size, about 25 bytes for each operation, and more only for those that are open.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import itemgetter
@@ -17,8 +17,9 @@ from lading.transparency.entry import SALT_BYTES, VERSION
 from lading.transparency.merkle import Frontier
 from lading_client.verify import canonical
 from lading_client.verify.broken import Broken
-from lading_client.verify.claims import first_difference
+from lading_client.verify.claims import first_difference, first_of_details, shown_entry
 from lading_client.verify.digests import Digests
+from lading_client.verify.erasures import Erasures
 
 if TYPE_CHECKING:
     from lading.v1.audit_log_pb2 import Event
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 TEXTS = ("action", "details", "id", "operation", "organization", "outcome", "parent", "stage")
 NUMBERS = ("code", "occurred_at", "recorded_at", "v")
 _texts, _numbers = itemgetter(*TEXTS), itemgetter(*NUMBERS)
+SYSTEM = "system"
+"""The log of the servers themselves."""
+SERVER = {"id": "lading-server", "type": "service"}
+ENDS_OF_PROCESSES = ("server.stop", "server.crash")
 FIELDS = {*TEXTS, *NUMBERS, "actor", "emitter", "targets"}
 
 
@@ -65,6 +70,10 @@ def read_details(entry: dict[str, Any], raw: bytes, salt: bytes) -> dict[str, An
         raise ValueError("the entry commits to nothing") from failure
     if len(salt) != SALT_BYTES or sha256(salt + raw).digest() != wanted:
         raise ValueError("the details are not those that the entry commits to")
+    return _read(raw)
+
+
+def _read(raw: bytes) -> dict[str, Any]:
     try:
         return canonical.read(raw)
     except ValueError as failure:
@@ -73,14 +82,33 @@ def read_details(entry: dict[str, Any], raw: bytes, salt: bytes) -> dict[str, An
 
 def check_event(event: Event, organization: str) -> tuple[dict[str, Any], bool]:
     """An event with its entry: the entry, and whether its details were erased. Raises ValueError."""
+    if entry := as_shown(event, organization):
+        if wrong := first_of_details(event, _read(event.entry_details)):
+            raise ValueError(f"`{wrong}` is shown as something else than what was recorded")
+        return entry, False
     entry = read_entry(event.entry, organization)
     erased = not event.entry_details and not event.salt
     if erased and not event.HasField("erasure"):
         raise ValueError("its details are missing, and nobody erased them")
+    if not erased and event.HasField("erasure"):
+        raise ValueError("its details are there, and are shown as erased")
     details = None if erased else read_details(entry, event.entry_details, event.salt)
     if wrong := first_difference(event, entry, details):
         raise ValueError(f"`{wrong}` is shown as something else than what was recorded")
     return entry, erased
+
+
+def as_shown(event: Event, organization: str) -> dict[str, Any] | None:
+    """The entry, if its bytes are what the event as it is shown, and its details, demand: so are nearly all, and
+    nothing has to be parsed then. None says nothing."""
+    raw, salt = event.entry_details, event.salt
+    if len(salt) != SALT_BYTES or event.HasField("erasure") or event.organization != organization:
+        return None
+    entry = shown_entry(event, base64.b64encode(sha256(salt + raw).digest()).decode())
+    try:
+        return entry if canonical.write(entry) == event.entry else None
+    except TypeError:
+        return None
 
 
 @dataclass
@@ -115,26 +143,31 @@ class Operations:
 class LogCheck:
     """Takes the events of one log in their order; raises Broken at the first that is wrong.
 
-    `sizes`: of which sizes the roots are wanted, in `roots`.
+    `sizes`: of which sizes the roots are wanted, in `roots`. `first`: the events before it are not taken, only the
+    `edge` of their tree; what an operation or a process did there is not known then.
     """
 
-    def __init__(self, organization: str, sizes: Collection[int] = ()) -> None:
+    def __init__(
+        self, organization: str, sizes: Collection[int] = (), *, first: int = 0, edge: Sequence[bytes] = ()
+    ) -> None:
         self.organization = organization
-        self.frontier = Frontier()
+        self.first = first
+        self.frontier = Frontier(first, edge)
         self.operations = Operations()
         self.erased = 0
+        self.erasures = Erasures()
         self.bare = 0
         self.processes: dict[str, int] = {}
         """Number of the last event of each process that wrote, by its boot id."""
-        self.gaps = 0
-        self.first_gap = 0
+        self.leaf = b""
+        """Hash of the last one."""
         self._recorded_at = 0
         self._sizes = frozenset(sizes)
-        self.roots: dict[int, bytes] = {}
+        self.roots: dict[int, bytes] = {first: self.frontier.root()} if first in self._sizes else {}
 
     @property
     def size(self) -> int:
-        """How many events it took."""
+        """Events so far, those before the first too."""
         return self.frontier.size
 
     def take_event(self, event: Event) -> None:
@@ -144,9 +177,12 @@ class LogCheck:
         try:
             entry, erased = check_event(event, self.organization)
             self.erased += erased
+            self.erasures.take(event, entry)
             self._take(event.entry, entry)
+            if self.organization == SYSTEM and not erased and entry["action"] in ENDS_OF_PROCESSES:
+                self._take_end(entry, event.entry_details)
         except ValueError as failure:
-            raise Broken(str(failure), self.size, event.id) from failure
+            raise Broken(str(failure), event.index, event.id) from failure
 
     def take_entry(self, raw: bytes) -> None:
         """The next entry, where its details are not at hand."""
@@ -165,14 +201,34 @@ class LogCheck:
         before = self.processes.get(boot_id, 0)
         if sequence <= before:
             raise ValueError(f"the process {boot_id} wrote its event {sequence} after {before}")
-        # No fault of the tree: older versions numbered the events of all logs together.
-        if sequence != before + 1:
-            self.gaps += 1
-            self.first_gap = self.first_gap if self.gaps > 1 else self.size
+        # Numbers are given in the transaction that commits the event: neither a crash nor a rollback leaves one out.
+        if sequence != before + 1 and (before or not self.first):
+            raise ValueError(
+                f"the process {boot_id} wrote its event {sequence} after {before}: {_missing(before, sequence)}"
+            )
         self.processes[boot_id] = sequence
         if entry["recorded_at"] < self._recorded_at:
             raise ValueError("it was recorded before the one before it")
         self._recorded_at = entry["recorded_at"]
-        self.frontier.append(sha256(b"\x00" + raw).digest())
+        self.leaf = sha256(b"\x00" + raw).digest()
+        self.frontier.append(self.leaf)
         if self.frontier.size in self._sizes:
             self.roots[self.frontier.size] = self.frontier.root()
+
+    def _take_end(self, entry: dict[str, Any], raw: bytes) -> None:
+        """A process says how many events it wrote into this log, or who found it dead does. Raises ValueError."""
+        if entry["actor"] != SERVER:
+            return
+        data = canonical.read(raw).get("data", {})
+        boot_id, sequences = data.get("boot_id"), data.get("sequences", {})
+        said, wrote = sequences.get(SYSTEM), self.processes.get(boot_id)
+        if wrote is None and self.first:
+            return
+        # A crash is recorded by the numbers that were found near the end of the log; none are named beyond that.
+        if said is not None and said != (wrote or 0):
+            raise ValueError(f"the process {boot_id} wrote {said} events by its end; here are {wrote or 0}")
+
+
+def _missing(before: int, sequence: int) -> str:
+    count = sequence - before - 1
+    return f"{before + 1} is missing" if count == 1 else f"{before + 1} to {sequence - 1} are missing"

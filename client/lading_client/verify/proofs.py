@@ -59,6 +59,11 @@ def places(indexes: Iterable[int], size: int) -> set[Place]:
     return found
 
 
+def edge_places(count: int, size: int) -> list[Place]:
+    """The tiles that hold the edge of the first `count` leaves of a tree of `size`."""
+    return sorted({place_of(level, number, size)[0] for level, number in subtrees(0, count)})
+
+
 class Prover:
     """Makes proofs for the tree of `size` from `tiles`, which whoever uses it fills; keeps the nodes it computed."""
 
@@ -86,6 +91,10 @@ class Prover:
                 found = node_hash(roots.pop(), found)
             proof.append(found)
         return proof
+
+    def edge(self, count: int) -> list[bytes]:
+        """Roots of the complete subtrees over the first leaves, from the left. Raises KeyError likewise."""
+        return [self._root(level, number) for level, number in subtrees(0, count)]
 
     def _root(self, level: int, number: int) -> bytes:
         found = self._nodes.get((level, number))

@@ -24,6 +24,10 @@ class Testimony:
     sizes: tuple[int, ...] = ()
     strangers: tuple[Key, ...] = ()
 
+    def since(self, size: int) -> tuple[str, ...]:
+        """Who cosigned a tree of at least this size. Of what came after its tree, a cosignature says nothing."""
+        return tuple(name for name, cosigned in zip(self.names, self.sizes, strict=True) if cosigned >= size)
+
 
 def hear(
     origin: str,

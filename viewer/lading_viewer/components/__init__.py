@@ -39,6 +39,7 @@ _notice = _component("notice")
 _session_clock = _component("session_clock")
 _account = _component("account")
 _badge = _component("badge")
+_integrity = _component("integrity")
 
 
 def audit_table(data: dict[str, Any], key: str, on_open: Callback) -> None:
@@ -84,3 +85,8 @@ def account(data: dict[str, Any], key: str) -> None:
 def badge(data: dict[str, Any], key: str) -> None:
     """What was checked of the log."""
     _badge(data=[data], key=key, width="content")
+
+
+def integrity(data: dict[str, Any], key: str, on_act: Callback) -> None:
+    """What was checked of the log, in full."""
+    _integrity(data=[data], key=key, on_act_change=on_act)

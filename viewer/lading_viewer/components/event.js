@@ -1,5 +1,5 @@
 // data: {chips, sentence: [{text, strong}], error: null | {code, text, advice, tone}, fields: [{name, value, quiet, copy, find}],
-// change: null | [{field, before, after}], timeline: [{id, time, gap, word, tone, icon, note, here}], request, record,
+// change: null | [{field, before, after}], timeline: [{id, time, gap, word, tone, note, here, proof: {tone, icon, words}}], request, record,
 // link, newer, older, erasure, proof: {chip, rows: [{name, value}], folds: [{title, text}], download: null | {name, text}}}.
 // Triggers: act = {find}, {open} or 'recheck'.
 function section(title, ...children) {
@@ -34,6 +34,7 @@ function timeline(steps, act) {
   return section('Time line', make('ol', { 'aria-label': 'Time line' }, ...steps.map((step) => make('li', { class: step.tone },
     make('span', { class: 'dot' }), make('span', { class: 'time' }, step.time), make('span', { class: 'gap quiet' }, step.gap),
     make('span', { class: 'what' }, make('b', {}, step.word), step.note ? ` ${step.note}` : ''),
+    make('span', { class: `state ${step.proof.tone}`, role: 'img', title: step.proof.words, 'aria-label': step.proof.words }, icon(step.proof.icon)),
     step.here ? make('span', { class: 'quiet' }, 'this event')
       : make('button', { type: 'button', class: 'small', 'aria-label': `Open event ${step.word}`, onclick: () => act({ open: step.id }) }, 'Open')))));
 }
