@@ -9,10 +9,10 @@ import pathlib
 import sys
 import tempfile
 
-from bench import commands, machine, memory, queries, unary
+from bench import commands, dispatch, machine, memory, queries, replicas, tree, unary
 from tests.postgres import Cluster, cluster, programs
 
-PARTS = ("unary", "commands", "memory", "queries")
+PARTS = ("unary", "commands", "memory", "queries", "tree", "replicas", "dispatch")
 
 
 def measure(parts: list[str], folder: pathlib.Path, databases: Cluster, *, quick: bool) -> None:
@@ -25,6 +25,12 @@ def measure(parts: list[str], folder: pathlib.Path, databases: Cluster, *, quick
         memory.run(folder / "memory", quick=quick)
     if "queries" in parts:
         queries.run(folder / "queries", databases, quick=quick)
+    if "tree" in parts:
+        tree.run(folder / "tree", databases, quick=quick)
+    if "replicas" in parts:
+        replicas.run(folder / "replicas", databases, quick=quick)
+    if "dispatch" in parts:
+        dispatch.run(folder / "dispatch", databases, quick=quick)
 
 
 def main() -> int:

@@ -6,12 +6,14 @@ until SIGTERM. DATA is the server's, whose key signs their tokens.
 """
 
 import asyncio
+import contextlib
 import pathlib
 import sys
 from typing import Any
 
 import grpc
 import uvloop
+from google.rpc import error_details_pb2, status_pb2
 
 from lading.v1 import agent_link_pb2, agent_link_pb2_grpc
 from lading_server import tokens
@@ -40,13 +42,20 @@ class Fleet:
         claims = tokens.Claims(ISSUER, "acme", ActorType.AGENT, name, new_id(), at, at + DAY)
         metadata = (("authorization", f"Bearer {tokens.sign(self._key, claims, AUDIENCE)}"),)
         channel = self._open()
-        async with self._slots, asyncio.timeout(WELCOME_SECONDS):
-            call: Any = agent_link_pb2_grpc.AgentLinkStub(channel).Connect(metadata=metadata, wait_for_ready=True)
-            hello = agent_link_pb2.Hello(version="bench", boot_id=name, journal_id=name, runtime="process")
-            await call.write(agent_link_pb2.ConnectRequest(seq=1, hello=hello))
-            first = await call.read()
-        if first is grpc.aio.EOF:
-            raise RuntimeError(f"{name}: {await call.code()} {await call.details()}")
+        while True:
+            first: Any = grpc.aio.EOF
+            async with self._slots, asyncio.timeout(WELCOME_SECONDS):
+                call: Any = agent_link_pb2_grpc.AgentLinkStub(channel).Connect(metadata=metadata, wait_for_ready=True)
+                hello = agent_link_pb2.Hello(version="bench", boot_id=name, journal_id=name, runtime="process")
+                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    await call.write(agent_link_pb2.ConnectRequest(seq=1, hello=hello))
+                    first = await call.read()
+            if first is not grpc.aio.EOF:
+                break
+            seconds = turn_of(await call.trailing_metadata())
+            if seconds is None:
+                raise RuntimeError(f"{name}: {await call.code()} {await call.details()}")
+            await asyncio.sleep(seconds)
         self._beats.append(asyncio.create_task(self._beat(call, first)))
 
     def _open(self) -> grpc.aio.Channel:
@@ -61,6 +70,17 @@ class Fleet:
             sent += 1
             beat = agent_link_pb2.Heartbeat()
             await call.write(agent_link_pb2.ConnectRequest(epoch=first.epoch, seq=sent, ack=first.seq, heartbeat=beat))
+
+
+def turn_of(trailing: Any) -> float | None:
+    """Seconds after which the server lets this one in, that has shed it; None when it said nothing of that."""
+    for key, value in trailing or ():
+        if key == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                found = error_details_pb2.RetryInfo()
+                if detail.Unpack(found):
+                    return float(found.retry_delay.ToTimedelta().total_seconds())
+    return None
 
 
 async def live(fleet: Fleet, numbers: range) -> None:

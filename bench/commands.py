@@ -1,6 +1,7 @@
 """What a lifecycle command costs through Lading, recorded and proven durable on its way, over the engine's own API."""
 
 import asyncio
+import itertools
 import pathlib
 import random
 import statistics
@@ -18,7 +19,7 @@ from lading.v1 import commands_pb2, containers_pb2, containers_pb2_grpc
 from tests.engine import Engine, engine_daemon, reason_without_engine
 from tests.stack import Stack
 
-TITLE = "Lifecycle commands"
+TITLE = report.TITLES[1]
 ROUNDS, ROUNDS_QUICK = 30, 4
 SEED = 1
 RATIO_MAX = 1.10
@@ -30,6 +31,7 @@ CALL_SECONDS = 60.0
 Step = Callable[[], Awaitable[object]]
 Times = dict[str, list[float]]
 """Milliseconds of each call, by verb, in the order of the rounds."""
+PARTS = ("asked to intent", "to journalled by the agent", "to end at the server", "to answered")
 
 
 def run(folder: pathlib.Path, *, quick: bool) -> None:
@@ -40,14 +42,15 @@ def run(folder: pathlib.Path, *, quick: bool) -> None:
     with engine_daemon() as engine, Stack(folder) as stack:
         stack.start_server()
         stack.start_agent(AGENT, docker_host=engine.url)
-        ours, engines = asyncio.run(compare(stack, engine, ROUNDS_QUICK if quick else ROUNDS))
-    report.keep(TITLE, describe(ours, engines), load_before, quick=quick)
+        ours, engines, parts = asyncio.run(compare(stack, engine, ROUNDS_QUICK if quick else ROUNDS))
+    report.keep(TITLE, describe(ours, engines, parts), load_before, quick=quick)
 
 
-async def compare(stack: Stack, engine: Engine, rounds: int) -> tuple[Times, Times]:
-    """Whole lives of containers, through Lading and on the engine itself, in random order."""
+async def compare(stack: Stack, engine: Engine, rounds: int) -> tuple[Times, Times, dict[str, list[list[float]]]]:
+    """Whole lives of containers, through Lading and on the engine itself, in random order; and PARTS of ours."""
     ours: Times = defaultdict(list)
     engines: Times = defaultdict(list)
+    parts: dict[str, list[list[float]]] = defaultdict(list)
     order = random.Random(SEED)
     async with grpc.aio.insecure_channel(stack.address) as channel, aiodocker.Docker(url=engine.url) as docker:
         stub = containers_pb2_grpc.ContainersStub(channel)
@@ -59,11 +62,21 @@ async def compare(stack: Stack, engine: Engine, rounds: int) -> tuple[Times, Tim
             ]
             for times, steps in order.sample(ways, 2):
                 for verb in VERBS:
-                    began = time.perf_counter()
-                    await steps[verb]()
+                    began = time.time()
+                    reply = await steps[verb]()
+                    ended = time.time()
                     if number >= 0:
-                        times[verb].append((time.perf_counter() - began) * 1000)
-    return ours, engines
+                        times[verb].append((ended - began) * 1000)
+                        if isinstance(reply, commands_pb2.Command):
+                            parts[verb].append(part(began, reply, ended))
+    return ours, engines, parts
+
+
+def part(began: float, command: commands_pb2.Command, ended: float) -> list[float]:
+    """Milliseconds between the times that a command tells: all are of this machine's clock."""
+    stamps = (command.created_at, command.acknowledged_at, command.settled_at)
+    times = [began, *(stamp.ToMicroseconds() / 1e6 for stamp in stamps), ended]
+    return [(later - earlier) * 1000 for earlier, later in itertools.pairwise(times)]
 
 
 def through_lading(
@@ -111,8 +124,8 @@ def on_engine(docker: aiodocker.Docker, name: str, image: str) -> dict[str, Step
     }
 
 
-def describe(ours: Times, engines: Times) -> str:
-    """The table, by verb and for the whole life."""
+def describe(ours: Times, engines: Times, parts: dict[str, list[list[float]]]) -> str:
+    """The tables, by verb and for the whole life."""
     for times in (ours, engines):
         times["whole life"] = [sum(life) for life in zip(*(times[verb] for verb in VERBS), strict=True)]
     rows, lines = [], []
@@ -123,7 +136,11 @@ def describe(ours: Times, engines: Times) -> str:
         rows.append([verb, *cells, f"{burst.percentile(ours[verb], 0.95):.1f}"])
         lines.append(report.verdict(f"{verb}: median over median", one / other, RATIO_MAX, at_most=True))
     head = ["verb", "Lading p50 ms", "engine p50 ms", "ratio", "by round", "added ms", "Lading p95 ms"]
-    return "\n\n".join([EXPLANATION, report.table(head, rows), "\n".join(lines)])
+    columns = {verb: zip(*parts[verb], strict=True) for verb in VERBS}
+    where = [[verb, *(f"{statistics.median(column):.1f}" for column in columns[verb])] for verb in VERBS]
+    return "\n\n".join(
+        [EXPLANATION, report.table(head, rows), WHERE, report.table(["verb", *PARTS], where), "\n".join(lines)]
+    )
 
 
 EXPLANATION = """\
@@ -131,3 +148,9 @@ EXPLANATION = """\
 engine's API by aiodocker: the same engine (a dockerd of the bench's own), busybox, network none, t=0. Whole lives of
 containers in random order. Through Lading each command is committed before it leaves, journalled before it acts, and
 its end is on disk, in the agent's journal and in the log, before the caller has its answer."""
+
+
+WHERE = """\
+Where the time of a command goes, medians in ms. The second part holds the commit of the intent, its checkpoint, the
+agent's proof of it, its look at the container and one write of its journal; the third the engine's work and the
+journal's second write; the last the commit of the end and that of the call."""

@@ -1,7 +1,9 @@
-"""What is compared with the ledger: none at all, and one commit per call in the two ways that come to mind first."""
+"""What is compared with the ledger: none at all, one without the tree, and one commit per call in the two ways that
+come to mind first."""
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from psycopg_pool import AsyncConnectionPool
@@ -11,7 +13,9 @@ from lading_server.clock import new_id, now
 from lading_server.event import Event
 from lading_server.ledger import rows
 from lading_server.ledger.ledger import Ledger
+from lading_server.ledger.trees import Trees
 from lading_server.store import schema
+from lading_server.tree import Growth
 
 CONNECTIONS = 10
 FIRST_INDEX = 1_000_000
@@ -25,7 +29,7 @@ class NoLedger(Ledger):
     def __init__(self) -> None:
         self.boot_id = new_id()  # and no more: it has no database, and does not start
 
-    async def record(self, events: Sequence[Event]) -> list[int]:
+    async def record(self, events: Sequence[Event], late: Any = None) -> list[int]:
         return [0] * len(events)
 
 
@@ -53,7 +57,7 @@ class PoolLedger(NaiveLedger):
         self._pool = AsyncConnectionPool(self._url, min_size=CONNECTIONS, max_size=CONNECTIONS, open=False)
         await self._pool.open(wait=True)
 
-    async def record(self, events: Sequence[Event]) -> list[int]:
+    async def record(self, events: Sequence[Event], late: Any = None) -> list[int]:
         async with self._pool.connection() as connection:
             for event in events:
                 await connection.execute(INSERT, self.encode(event))
@@ -67,9 +71,35 @@ class EngineLedger(NaiveLedger):
         url = sa.make_url(self._url).set(drivername="postgresql+psycopg")
         self._async_engine = create_async_engine(url, pool_size=CONNECTIONS, max_overflow=0)
 
-    async def record(self, events: Sequence[Event]) -> list[int]:
+    async def record(self, events: Sequence[Event], late: Any = None) -> list[int]:
         async with self._async_engine.begin() as connection:
             for event in events:
                 values = dict(zip(rows.COLUMNS, self.encode(event), strict=True))
                 await connection.execute(sa.insert(schema.events), values)
         return []
+
+
+class NoTrees(Trees):
+    """Grows nothing, and shows nothing."""
+
+    def __init__(self) -> None: ...
+
+    def check(self, *_: Any) -> None: ...
+
+    def grow(self, *_: Any) -> dict[str, Growth]:
+        return {}
+
+    def committed(self, *_: Any) -> None: ...
+
+    def forget(self) -> None: ...
+
+
+def fell(ledger: Ledger) -> None:
+    """From here on the ledgers of this process write events as before there was a tree: no entry, no salt, no hash."""
+    ledger._trees = NoTrees()
+
+    def nothing(*_: Any) -> bytes:
+        return b""
+
+    for name, value in (("encode_entry", nothing), ("commit_to", nothing), ("SALT_BYTES", 0)):
+        setattr(rows, name, value)

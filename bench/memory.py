@@ -19,7 +19,7 @@ from bench.server import BUSY_SECONDS
 from lading_server import bootstrap
 from lading_server.settings import Settings
 
-TITLE = "Agents"
+TITLE = report.TITLES[2]
 COUNTS, COUNTS_QUICK = (100, 1_000, 5_000), (100,)
 TLS_COUNT, TLS_COUNT_QUICK = 1_000, 100
 STORM, STORM_QUICK = 6_000, 300

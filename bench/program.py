@@ -17,7 +17,8 @@ ANSWER_SECONDS = 240.0
 class Program:
     """`python -m MODULE ARGUMENTS`, which says what it has to say on its standard output."""
 
-    def __init__(self, module: str, arguments: Sequence[str], core: int) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], core: int | str) -> None:
+        """`core`: one, or several as `taskset` has them."""
         self._name = module
         self._process = subprocess.Popen(
             ["taskset", "-c", str(core), sys.executable, "-m", module, *arguments],

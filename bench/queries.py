@@ -25,7 +25,7 @@ from lading_server.store.reader import Reader
 from lading_server.store.tiles import Cache
 from tests.postgres import Cluster
 
-TITLE = "Queries"
+TITLE = report.TITLES[3]
 EVENTS, EVENTS_QUICK = 1_000_000, 30_000
 ASKED, ASKED_QUICK = 200, 50
 WARM = 5
@@ -57,13 +57,13 @@ def run(folder: pathlib.Path, cluster: Cluster, *, quick: bool) -> None:
                 if where == "in the server":
                     lines.append(report.verdict(f"{query}, {name}, p95 ms", p95, P95_MS_MAX, at_most=True, digits=1))
     table = report.table(["query", "database", "where", "p50 ms", "p95 ms"], rows)
-    said = f"{count:,} events over 30 days, each query {asked} times: {EXPLANATION}"
+    said = f"{count:,} events over 30 days, each query {asked} times.\n{EXPLANATION}"
     report.keep(TITLE, "\n\n".join([said, table, "\n".join(lines)]), load_before, quick=quick)
 
 
 EXPLANATION = """\
-in the server is from the request message to the reply message, thread
-and pool included; by gRPC is what one caller sees, its own audit event included. A page has 100 events."""
+In the server is from the request message to the reply message, thread and pool included; by gRPC is what one caller
+sees, its own audit event included. A page has 100 events."""
 
 
 def prepare(settings: Settings, count: int) -> str:

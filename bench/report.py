@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from bench import machine
 
 RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
+TITLES = ("Unary calls", "Lifecycle commands", "Agents", "Queries", "The tree", "Replicas", "Dispatch")
+"""Its sections, in their order."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -35,5 +37,6 @@ def keep(title: str, body: str, load_before: str, *, quick: bool) -> None:
     found = re.split(r"(?m)^(?=## )", RESULTS.read_text())[1:] if RESULTS.exists() else []
     sections = {part.partition("\n")[0].removeprefix("## "): part.strip() + "\n" for part in found}
     sections[title] = section
+    order = [title for title in TITLES if title in sections]
     text = f"# What Lading costs\n\n`make bench` wrote this, on {machine.describe()}.\n\n"
-    RESULTS.write_text(text + "\n".join(sections.values()))
+    RESULTS.write_text(text + "\n".join(sections[title] for title in order))

@@ -2,7 +2,8 @@
 
 `python -m bench.server KIND DATA [DATABASE [CERTIFICATE KEY]]`. Kinds: `audited` is the server as it is; `unaudited`
 has the same chain, and records nothing; `unwritten` makes every event and writes none; `pool` and `engine` write them
-the naive ways; `busy` is as it is, and its event loop stands still for BUSY_SECONDS after SIGUSR1.
+the naive ways; `treeless` writes them without entries and without a tree; `busy` is as it is, and its event loop stands
+still for BUSY_SECONDS after SIGUSR1.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from bench.ledgers import EngineLedger, NaiveLedger, NoLedger, PoolLedger
+from bench.ledgers import EngineLedger, NaiveLedger, NoLedger, PoolLedger, fell
 from lading_server.interceptors.audit import Audit
 from lading_server.interceptors.methods import methods_of
 from lading_server.ledger.ledger import Ledger
@@ -65,6 +66,8 @@ async def serve(kind: str, settings: Settings) -> None:
     """Until SIGTERM."""
     server = compose(kind, settings)
     await server.start()
+    if kind == "treeless":
+        fell(server._ledger)
     gc.collect()
     gc.freeze()
     loop, end = asyncio.get_running_loop(), asyncio.Event()

@@ -19,7 +19,7 @@ from lading_server.settings import Settings
 from lading_server.store.database import open_engine
 from tests.postgres import Cluster
 
-TITLE = "Unary calls"
+TITLE = report.TITLES[0]
 PATH = "/lading.v1.Access/WhoAmI"
 ACTION = "access.whoami"
 LIFETIME_SECONDS = 24 * 3600

@@ -1,0 +1,158 @@
+"""Program: a fleet of agents with nothing behind them, each with a connection: every command succeeds at once.
+
+`python -m bench.null_agents ADDRESS DATA FIRST COUNT`: agents of the organization acme, numbered from FIRST, each with
+one container `web`. They do what agents do on the wire: epoch, sequence, acknowledgements, results kept until their
+receipt, reconnects with full jitter, RetryInfo and Drain. They have no journal on disk, and do not verify proofs.
+Says `all` whenever each of them has its Welcome, and `lost` when the first one after that has not, each with the time
+(seconds, monotonic). DATA is the server's, whose key signs their tokens.
+"""
+
+import asyncio
+import pathlib
+import random
+import sys
+import time
+from typing import Any
+
+import grpc
+import grpc.aio
+import uvloop
+from google.rpc.error_details_pb2 import RetryInfo
+
+from lading.v1 import agent_link_pb2 as link
+from lading.v1 import agent_link_pb2_grpc, commands_pb2, containers_pb2
+from lading_agent.session import read_detail
+from lading_server import tokens
+from lading_server.clock import new_id, now
+from lading_server.event import ActorType
+from lading_server.settings import AUDIENCE, ISSUER
+
+OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.keepalive_time_ms", 60_000))
+DAY = 24 * 3600 * tokens.MICROSECONDS
+DELAY, DELAY_MAX = 0.25, 30.0
+CONTAINER = "web"
+
+
+class Fleet:
+    """Counts who is connected, and says so."""
+
+    def __init__(self, address: str, data: pathlib.Path, total: int) -> None:
+        self.address, self.key, self.total = address, tokens.load_key(data), total
+        self._count = 0
+        self._whole = False
+
+    def change(self, by: int) -> None:
+        self._count += by
+        whole = self._count == self.total
+        if whole != self._whole:
+            self._whole = whole
+            print(f"{'all' if whole else 'lost'} {time.monotonic()}", flush=True)
+
+
+class NullAgent:
+    """One agent; `live` for ever."""
+
+    def __init__(self, fleet: Fleet, name: str) -> None:
+        self._fleet, self._name = fleet, name
+        at = now()
+        claims = tokens.Claims(ISSUER, "acme", ActorType.AGENT, name, new_id(), at, at + DAY)
+        self._who = (("authorization", f"Bearer {tokens.sign(fleet.key, claims, AUDIENCE)}"),)
+        self._held: dict[str, link.Result] = {}
+        self._size = 0
+        self._epoch = self._sent = self._processed = 0
+        self._failures = 0
+
+    async def live(self) -> None:
+        while True:
+            async with grpc.aio.insecure_channel(self._fleet.address, OPTIONS) as channel:
+                wait = await self._session(channel)
+            self._failures += 1
+            ceiling = min(DELAY_MAX, DELAY * 2 ** min(self._failures, 16))
+            await asyncio.sleep(random.uniform(0, ceiling) if wait is None else wait)
+
+    async def _session(self, channel: grpc.aio.Channel) -> float | None:
+        """One life of the stream; the seconds that the server asked to wait, if it did."""
+        call: Any = agent_link_pb2_grpc.AgentLinkStub(channel).Connect(metadata=self._who)
+        self._epoch = self._sent = self._processed = 0
+        connected, beats = False, None
+        try:
+            held = [link.HeldCommand(command=command, result=result) for command, result in self._held.items()]
+            hello = link.Hello(version="bench", boot_id=self._name, journal_id=self._name, runtime="null", held=held)
+            hello.tree_size = self._size
+            await self._write(call, hello=hello)
+            if (first := await call.read()) is grpc.aio.EOF:
+                return await self._wait(call)
+            self._epoch, self._processed = first.epoch, first.seq
+            connected = True
+            self._fleet.change(1)
+            self._failures = 0
+            await self._write(call, inventory=INVENTORY)
+            beats = asyncio.create_task(self._beat(call, first.welcome.heartbeat.seconds or 15))
+            while (frame := await call.read()) is not grpc.aio.EOF:
+                self._processed = frame.seq
+                if frame.HasField("drain"):
+                    return float(frame.drain.reconnect_after.ToTimedelta().total_seconds())
+                await self._take(call, frame)
+            return await self._wait(call)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+            return await self._wait(call)
+        finally:
+            if beats is not None:
+                beats.cancel()
+            if connected:
+                self._fleet.change(-1)
+            call.cancel()
+
+    async def _take(self, call: Any, frame: link.ConnectResponse) -> None:
+        kind = frame.WhichOneof("frame")
+        if kind == "dispatch":
+            self._size = size_of(frame.dispatch.growth)
+            command = link.Envelope.FromString(frame.dispatch.envelope).command
+            await self._write(call, acknowledge=link.Acknowledge(command=command))
+            result = link.Result(command=command, state=commands_pb2.COMMAND_STATE_SUCCEEDED, evidence="executed")
+            self._held[command] = result
+            await self._write(call, result=result)
+        elif kind == "growth":
+            self._size = size_of(frame.growth)
+        elif kind == "result_receipt":
+            self._held.pop(frame.result_receipt.command, None)
+
+    async def _beat(self, call: Any, every: float) -> None:
+        while True:
+            await asyncio.sleep(every * random.uniform(0.9, 1.1))
+            await self._write(call, heartbeat=link.Heartbeat())
+
+    async def _write(self, call: Any, **frame: Any) -> None:
+        self._sent += 1
+        await call.write(link.ConnectRequest(epoch=self._epoch, seq=self._sent, ack=self._processed, **frame))
+
+    async def _wait(self, call: Any) -> float | None:
+        await call.code()
+        metadata = await call.trailing_metadata()
+        error = grpc.aio.AioRpcError(await call.code(), grpc.aio.Metadata(), metadata or grpc.aio.Metadata())
+        retry = read_detail(error, RetryInfo)
+        return None if retry is None else float(retry.retry_delay.ToTimedelta().total_seconds())
+
+
+INVENTORY = link.Inventory(
+    snapshot=True, version=1, containers=[containers_pb2.Container(name=CONTAINER, id="0" * 64, state="running")]
+)
+
+
+def size_of(growth: link.Growth) -> int:
+    """Entries of the tree that a checkpoint names."""
+    return int(growth.checkpoint.split("\n", 2)[1])
+
+
+async def live(address: str, data: pathlib.Path, numbers: range) -> None:
+    """All of them, until SIGTERM."""
+    fleet = Fleet(address, data, len(numbers))
+    await asyncio.gather(*(NullAgent(fleet, f"agent-{number}").live() for number in numbers))
+
+
+def main(address: str, data: str, first: str, count: str) -> None:
+    uvloop.run(live(address, pathlib.Path(data), range(int(first), int(first) + int(count))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
