@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: help setup system demo test lint bench pin clean
+.PHONY: help setup system demo test faults lint bench pin clean
 help:  ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 14
 
@@ -31,7 +31,10 @@ demo: setup  ## server, agents and viewer on this machine, with real operations;
 
 test: system setup  ## the whole suite; ARGS='tests/unit -k name' for a part of it
 	@$(MAKE) --no-print-directory node_modules/installed || [ -z "$$CI" ]
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(or $(ARGS),-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+
+faults: system setup  ## the fault suite at length: more seeds and kills, every verb at every crash point
+	LADING_FAULTS=all LADING_FAULT_ROUNDS=10 LADING_FAULT_SEEDS=5 LADING_FAULT_SECONDS=60 $(BIN)/pytest tests/faults $(ARGS)
 
 lint: system setup node_modules/installed  ## ruff, mypy --strict, buf, the import rules
 	$(BIN)/ruff check

@@ -55,11 +55,11 @@ class Engine:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def request(self, method: str, path: str, body: bytes | None = None, kind: str = "application/x-tar") -> bytes:
         """The engine's answer; raises RuntimeError with its words when it is not 2xx or 304."""
         connection = EngineConnection(self.url.removeprefix("unix://"))
         with contextlib.closing(connection):
-            connection.request(method, path, body, {"Content-Type": "application/x-tar"} if body else {})
+            connection.request(method, path, body, {"Content-Type": kind} if body else {})
             response = connection.getresponse()
             answer = response.read()
         if response.status >= 400:

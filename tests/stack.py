@@ -112,8 +112,9 @@ class Stack:
         processes: Mapping[str, list[str]] | None = None,
         docker_host: str | None = None,
         containers_min: int | None = None,
+        wait: bool = True,
     ) -> Process:
-        """An agent that is online and has reported its containers.
+        """An agent that is online and has reported its containers, unless nobody is to `wait` for that.
 
         It drives an engine when `docker_host` is its URL, else `processes`: commands by the container's name.
         It has reported when the server knows `containers_min` containers; None means as many as there are processes.
@@ -133,6 +134,8 @@ class Stack:
             *("agent", "run", "--server", self.address, "--token-file", str(token_file)),
             *("--data", str(self.folder / f"{name}-data"), *runtime, *options),
         )
+        if not wait:
+            return agent
         wanted = len(processes or {}) if containers_min is None else containers_min
         agent.wait_until(lambda: self.is_online(name, wanted), f"agent {name} is online")
         return agent
@@ -215,5 +218,6 @@ class Stack:
 def declare(processes: Mapping[str, list[str]]) -> str:
     """The file of the process runtime that declares these commands, by name, as containers that exist."""
     return "".join(
-        f"[process.{name}]\ncommand = {json.dumps(command)}\nautocreate = true\n" for name, command in processes.items()
+        f"[process.{name}]\ncommand = {json.dumps(command)}\nautocreate = true\nexec = true\n"
+        for name, command in processes.items()
     )

@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from lading.transparency import merkle
 from lading.transparency.entry import check_details, parse_entry
+from lading.transparency.jcs import parse
 from lading.transparency.tiles import WIDTH, tiles_of
 from tests.faults.reader import rows
 
@@ -62,7 +62,7 @@ def check_entry(row: dict[str, Any], raw: bytes, details: str, salt: bytes | Non
     """Assert that an entry says what its row says."""
     entry = parse_entry(raw)
     if salt is not None:
-        check_details(entry, bytes(salt), json.loads(details))
+        check_details(entry, bytes(salt), parse(details.encode()))
     else:
         assert details == "{}"
     target = entry["targets"][0] if entry["targets"] else {"type": "", "id": ""}

@@ -102,10 +102,10 @@ class Callers(ABC):
 
 
 class MixedCallers(Callers):
-    """64 callers with reads, changes and calls that are refused, drawn from `seed`."""
+    """Callers with reads, changes and calls that are refused, drawn from `seed`."""
 
-    def __init__(self, address: str, token: str, seed: int) -> None:
-        super().__init__(address, token, 64)
+    def __init__(self, address: str, token: str, seed: int, count: int = 64) -> None:
+        super().__init__(address, token, count)
         self._random = random.Random(seed)
 
     async def call(self, channel: grpc.aio.Channel, number: int) -> None:
@@ -157,3 +157,26 @@ class RestartingCallers(Callers):
         if await self.note(containers.RestartContainer(request, **self.options)) is grpc.StatusCode.OK:
             # The process runs; what it does first comes a moment later, and the next restart must not cut it off.
             await asyncio.to_thread(wait_until, lambda: self.starts(name) > before, f"{name} starts")
+
+
+class CommandingCallers(RestartingCallers):
+    """The same, but each starts, stops, kills and restarts its container as drawn from `seed`, whatever is answered."""
+
+    def __init__(self, address: str, token: str, folder: pathlib.Path, names: list[str], seed: int) -> None:
+        super().__init__(address, token, folder, names)
+        self._random = random.Random(seed)
+
+    async def call(self, channel: grpc.aio.Channel, number: int) -> None:
+        name = f"agents/dock-1/containers/{self.names[number]}"
+        containers = containers_pb2_grpc.ContainersStub(channel)
+        call: grpc.aio.UnaryUnaryCall[Any, Any]
+        match self._random.randrange(4):
+            case 0:
+                call = containers.StartContainer(containers_pb2.StartContainerRequest(name=name), **self.options)
+            case 1:
+                call = containers.StopContainer(containers_pb2.StopContainerRequest(name=name), **self.options)
+            case 2:
+                call = containers.KillContainer(containers_pb2.KillContainerRequest(name=name), **self.options)
+            case _:
+                call = containers.RestartContainer(containers_pb2.RestartContainerRequest(name=name), **self.options)
+        await self.note(call)

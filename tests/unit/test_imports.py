@@ -21,11 +21,13 @@ PACKAGES: dict[str, tuple[str, set[str]]] = {
 # Layers of the server, from the top down: a module imports its own part and lower layers only. What is named nowhere
 # here is a pure file, the lowest layer of all; pure files may import each other.
 SERVER_LAYERS: list[set[str]] = [
+    {"__main__"},
     {"cli"},
-    {"root"},
+    {"root", "workers"},
     {"interceptors", "services"},
-    {"bootstrap", "boots", "identity", "dispatch"},
-    {"orders"},
+    {"conductor"},
+    {"bootstrap", "boots", "identity", "dispatch", "takeover"},
+    {"orders", "reconciliation", "waiters"},
     {"ends", "sessions"},
     {"call"},
     {"ledger"},
@@ -110,7 +112,7 @@ def test_server_meets_the_outside_only_where_the_table_says(outside: str) -> Non
 def test_services_do_not_import_each_other(folder: str) -> None:
     found = {name: path for name, path in modules("lading_server").items() if part(name) == folder}
     servicers = {module for module, path in found.items() if "Servicer):" in path.read_text()}
-    assert len(servicers) == 6
+    assert len(servicers) >= 7
     for module, path in found.items():
         for name in imported(path):
             others = [other for other in servicers if other != module and is_within(name, other)]

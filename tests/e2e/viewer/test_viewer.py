@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import re
+import sqlite3
 from collections.abc import Callable
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
@@ -11,7 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from lading.v1.audit_log_pb2 import GetCheckpointRequest
+from lading_client import Client
 from tests.e2e.viewer.conftest import NASTY, Fleet
+from tests.stack import Stack
 
 SignIn = Callable[..., Page]
 Screenshot = Callable[[Page, str], None]
@@ -439,3 +443,87 @@ def test_badge_says_how_far_the_log_was_verified_and_an_event_has_its_proof(
     page.get_by_role("button", name="Recheck now").click()
     expect(proof).to_have_text("In the log")
     expect(badge).to_have_text(re.compile("^Verified to #"))
+
+
+def test_badge_leads_to_what_was_checked_and_by_which_key(
+    sign_in: SignIn, screenshot: Screenshot, fleet: Fleet
+) -> None:
+    assert json.loads(fleet.lading("audit", "verify", "-o", "json"))["intact"]
+    page = sign_in("/?range=15m")
+    page.get_by_test_id("integrity-badge").get_by_role("link").click()
+    expect(page.get_by_role("heading", name="Integrity")).to_be_visible()
+    assert urlsplit(page.url).path == "/integrity"
+    expect(page).to_have_title("Integrity – Lading")
+    verdict = page.get_by_test_id("integrity-verdict")
+    expect(verdict).to_have_text(re.compile(r"^Verified to #[\d\u00a0]+, \d+ s ago, 1 of 1 agents as witnesses"))
+    facts = page.get_by_role("table", name="Log and key")
+    with Client(fleet.stack.address, token=fleet.stack.admin_token) as client:
+        key = client.audit.GetCheckpoint(GetCheckpointRequest()).log_key
+    expect(facts).to_contain_text(key)
+    expect(facts).to_contain_text("by ada@acme.example, the whole log")
+    witnesses = page.get_by_role("table", name="Witnesses")
+    expect(witnesses).to_contain_text("dock-1")
+    expect(witnesses).to_contain_text(re.compile("behind|up to the last"))
+    commands = page.get_by_role("table", name="Commands")
+    expect(commands).to_contain_text(f"lading audit verify --server {fleet.stack.address}")
+    screenshot(page, "integrity-page")
+    page.get_by_role("button", name="Check again").click()
+    expect(verdict).to_have_text(re.compile(r"^Verified to #"))
+    page.reload()
+    expect(verdict).to_have_text(re.compile(r"^Verified to #"))
+    page.get_by_role("link", name="Audit log").click()
+    table_is_there(page)
+
+
+def test_steps_of_a_command_show_each_its_proof(sign_in: SignIn, screenshot: Screenshot) -> None:
+    page = sign_in("/?range=15m")
+    row(page, "START", "dock-1/web", "SUCCESS").click()
+    steps = page.get_by_role("list", name="Time line").get_by_role("listitem")
+    expect(steps).to_have_count(4)
+    expect(page.get_by_role("img", name=re.compile("^In the log of "))).to_have_count(4)
+    screenshot(page, "time-line-proofs")
+
+
+def test_page_about_integrity_is_for_those_who_may_read(sign_in: SignIn, fleet: Fleet) -> None:
+    page = sign_in("/integrity", token=fleet.lading("token", "create", "nora", "--email", "nora@acme.example"))
+    expect(page.get_by_text("Your role does not allow reading the audit log.")).to_be_visible()
+    expect(page.get_by_role("table", name="Log and key")).to_have_count(0)
+
+
+def test_log_that_was_changed_is_red_and_the_page_says_what_to_do(
+    browser: Browser, tmp_path: pathlib.Path, screenshot: Screenshot
+) -> None:
+    with Stack(tmp_path / "stack") as stack:
+        stack.start_server()
+        with Client(stack.address, token=stack.admin_token) as client:
+            at = client.record("task.update", ["task:42"], reason="as it was")
+        (path,) = stack.folder.rglob("lading.db")
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE events SET reason = 'as it never was' WHERE reason = 'as it was'")
+        database.close()
+        url = stack.start_viewer()
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        page = context.new_page()
+        page.goto(url + "/?range=15m")
+        page.get_by_label("Token").fill(stack.admin_token)
+        page.get_by_role("button", name="Sign in").click()
+        badge = page.get_by_test_id("integrity-badge")
+        expect(badge).to_have_text(f"Broken at #{at}")
+        badge.get_by_role("link").click()
+        expect(page.get_by_test_id("integrity-verdict")).to_have_text(f"Broken at #{at}")
+        broken = page.get_by_test_id("integrity-broken")
+        expect(broken).to_contain_text(f"At event #{at}: reason is shown as something else than what was recorded.")
+        expect(broken).to_contain_text("Change nothing: keep the database")
+        page.get_by_role("button", name="Check again").click()
+        expect(broken).to_be_visible()
+        screenshot(page, "integrity-broken")
+        broken.get_by_role("link", name="Open the event").click()
+        expect(page.get_by_test_id("proof")).to_contain_text(f"Broken at #{at}")
+        screenshot(page, "integrity-broken-event")
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE events SET reason = 'as it was' WHERE reason = 'as it never was'")
+        database.close()
+        page.goto(url + "/integrity")
+        page.get_by_role("button", name="Check again").click()
+        expect(page.get_by_test_id("integrity-verdict")).to_have_text(re.compile("^Verified to #"))
+        context.close()

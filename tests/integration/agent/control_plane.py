@@ -119,14 +119,28 @@ class BulkLink:
     context: Context
     session: str
     peer: str
+    first: BulkRequest
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def next(self) -> BulkRequest | None:
+    async def next(self, *, take: bool = True) -> BulkRequest | None:
+        """The next message; the agent is told that it was taken."""
         message = await self.context.read()
-        return message if isinstance(message, BulkRequest) else None
+        if not isinstance(message, BulkRequest):
+            return None
+        if take and message.data:
+            await self.say(received=message.offset + len(message.data))
+        return message
+
+    async def say(self, **what: Any) -> None:
+        await self.context.write(BulkResponse(**what))
 
     async def stop(self) -> None:
         await self.context.write(BulkResponse(stop=True))
+
+    async def cut(self) -> None:
+        """Break the stream off, as a lost connection does."""
+        self.context.set_code(grpc.StatusCode.UNAVAILABLE)
+        self.over.set()
 
 
 class ControlPlane(AgentLinkServicer):
@@ -137,6 +151,7 @@ class ControlPlane(AgentLinkServicer):
         self.log = HonestLog()
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.refused = asyncio.Semaphore(0)
+        self.bulk_refusal: tuple[grpc.StatusCode, str] | None = None
         self._links: asyncio.Queue[Link] = asyncio.Queue()
         self._bulks: asyncio.Queue[BulkLink] = asyncio.Queue()
 
@@ -158,8 +173,11 @@ class ControlPlane(AgentLinkServicer):
         await link.over.wait()
 
     async def Bulk(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        if self.bulk_refusal:
+            await context.abort(*self.bulk_refusal)
         first = await context.read()
-        link = BulkLink(context, first.session, context.peer())
+        link = BulkLink(context, first.session, context.peer(), first)
+        await link.say(received=first.offset)
         self._bulks.put_nowait(link)
         await link.over.wait()
 

@@ -1,6 +1,7 @@
 """The docker runtime on a real engine."""
 
 import asyncio
+import pathlib
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -9,10 +10,13 @@ from contextlib import aclosing
 import pytest
 from grpc import StatusCode
 
+from lading.v1.agent_link_pb2 import Change, ConnectRequest, Result
 from lading.v1.commands_pb2 import COMMAND_STATE_SUCCEEDED, VERB_CREATE, VERB_REMOVE, VERB_START, ContainerSpec
 from lading.v1.containers_pb2 import LOG_SOURCE_STDERR, LOG_SOURCE_STDOUT
+from lading_agent.drifts import Drifts
 from lading_agent.errors import RuntimeFailure
 from lading_agent.evidence import weigh
+from lading_agent.journal import Journal, Start
 from lading_agent.runtimes import COMMAND_LABEL, LogQuery, RuntimeEvent, find
 from lading_agent.runtimes.docker import DockerRuntime
 from tests.engine import Engine
@@ -182,3 +186,34 @@ async def test_containers_are_listed_while_others_come_and_go(runtime: DockerRun
     await asyncio.gather(*(runtime.create(name, spec(engine)) for name in names))
     listed, _ = await asyncio.gather(runtime.containers(), runtime.remove((await runtime.get(names[0])).id, True))
     assert {container.name for container in listed} >= set(names[1:])
+
+
+async def test_what_somebody_does_with_docker_is_told_as_drift(
+    runtime: DockerRuntime, engine: Engine, tmp_path: pathlib.Path
+) -> None:
+    journal = Journal(tmp_path)
+    await journal.open()
+    sent: asyncio.Queue[ConnectRequest] = asyncio.Queue()
+    reporting = asyncio.create_task(Drifts(runtime, journal, sent.put_nowait).run())
+    try:
+        async with asyncio.timeout(20):
+            while journal.seen_ns is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            ours = command("create")
+            await journal.receive(ours)
+            await journal.begin(ours.command, Start(None))
+            await runtime.create("web", spec(engine))
+            await journal.end(Result(command=ours.command, state=COMMAND_STATE_SUCCEEDED))
+            web = await runtime.get("web")
+            await runtime.start(web.id)  # no command: as somebody with the engine's own client does it
+            await runtime.kill(web.id, "SIGKILL")
+            found: list[Change] = []
+            while not any(change.action == "die" for change in found):
+                found += (await sent.get()).drift.changes
+    finally:
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        await journal.close()
+    assert [change.action for change in found][:2] == ["start", "kill"]
+    (died,) = [change for change in found if change.action == "die"]
+    assert (died.container, died.container_id, died.attributes["exitCode"]) == ("web", web.id, "137")

@@ -16,6 +16,7 @@ from lading.v1.containers_pb2 import Container
 from lading_agent.errors import RuntimeFailure, SettingsError
 from lading_agent.runtimes import LogQuery, find
 from lading_agent.runtimes.process import ProcessRuntime
+from tests.process import wait_until
 
 DECLARED = """
 [process.sleeper]
@@ -76,7 +77,7 @@ async def until(runtime: ProcessRuntime, action: str, since_ns: int = 0) -> None
                 return
 
 
-async def log_of(runtime: ProcessRuntime, name: str = "web", **query: int) -> bytes:
+async def log_of(runtime: ProcessRuntime, name: str = "web", **query: int | str) -> bytes:
     return b"".join([piece.data async for piece in runtime.logs(name, LogQuery(**query))])  # type: ignore[arg-type]
 
 
@@ -142,6 +143,15 @@ async def test_what_ignores_sigterm_is_killed_after_its_grace(runtime: ProcessRu
     assert (await runtime.get("web")).exit_code == 128 + signal.SIGKILL
 
 
+async def test_an_exit_code_is_told_with_the_end(runtime: ProcessRuntime) -> None:
+    web = await made(runtime, "sleeper")
+    await runtime.start(web.id)
+    await runtime.kill(web.id, "KILL")
+    async with aclosing(runtime.events(0)) as events:
+        died = await anext(event async for event in events if event.action == "die")
+    assert died.attributes == (("exitCode", str(128 + signal.SIGKILL)),)
+
+
 async def test_an_exit_code_is_kept(runtime: ProcessRuntime) -> None:
     web = await made(runtime, "failing")
     await runtime.start(web.id)
@@ -172,7 +182,8 @@ async def test_what_a_process_leaves_behind_ends_with_it(runtime: ProcessRuntime
     web = await made(runtime, "parent")
     await runtime.start(web.id)
     child = int(await log_of(runtime, follow=True))
-    assert not alive(child)
+    # It was killed; that it is dead takes the kernel a moment more.
+    await asyncio.to_thread(wait_until, lambda: not alive(child), "it is gone")
 
 
 async def test_a_failing_process_is_restarted_by_its_policy(runtime: ProcessRuntime) -> None:

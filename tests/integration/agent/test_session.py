@@ -10,10 +10,10 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from lading.v1.agent_link_pb2 import Cancel, ConnectResponse, Drain, Goodbye, ReportFull
+from lading.v1.agent_link_pb2 import Canary, Cancel, ConnectResponse, Drain, Goodbye, ReportFull
 from lading.v1.commands_pb2 import (
     COMMAND_STATE_CANCELLED,
     COMMAND_STATE_SUCCEEDED,
@@ -187,9 +187,13 @@ async def test_a_gap_in_the_frames_makes_the_agent_connect_anew_twice_in_a_row(
     async with running(plane, tmp_path, runtime):
         for epoch in (1, 2):
             link = await plane.link()
+            # What was processed of the session before: its Welcome and one frame, not the one after the gap.
+            assert (link.hello.epoch, link.hello.last_server_seq) == (epoch - 1, 2 if epoch > 1 else 0)
             await link.welcome(epoch)
+            await link.send(ConnectResponse(report_full=ReportFull()))
             await link.send(ConnectResponse(report_full=ReportFull()), skip=1)
         link = await plane.link()
+        assert (link.hello.epoch, link.hello.last_server_seq) == (2, 2)
         await link.welcome(epoch=3)
         await link.dispatch(command("start"))
         assert (await link.next("result")).result.state == COMMAND_STATE_SUCCEEDED
@@ -248,17 +252,74 @@ async def test_a_drain_finishes_what_runs_says_goodbye_and_connects_when_told(
         await link.welcome(epoch=1)
         await link.dispatch(command("start"))
         await runtime.reached["start web"].wait()
-        drain = Drain(reason="the server restarts", reconnect_after=Duration(nanos=50_000_000))
+        drain = Drain(reason="the server restarts", reconnect_after=Duration(nanos=100_000_000))
+        drained_at = asyncio.get_running_loop().time()
         await link.send(ConnectResponse(drain=drain))
         gate.set()
         result = await link.next("result")
         goodbye = await link.next("goodbye")
         assert result.seq < goodbye.seq
         assert goodbye.goodbye.restart_expected
-        drained_at = asyncio.get_running_loop().time()
         await link.end()
         await (await plane.link()).welcome(epoch=2)
-        assert asyncio.get_running_loop().time() - drained_at >= 0.05
+        assert asyncio.get_running_loop().time() - drained_at >= 0.1
+
+
+async def test_what_a_drain_does_not_wait_for_goes_on_and_is_told_in_the_next_session(
+    plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lading_agent.session.DRAIN_WITHIN", 0.01)
+    gate = runtime.gate("start web")
+    async with running(plane, tmp_path, runtime):
+        link = await plane.link()
+        await link.welcome(epoch=1)
+        slow = command("start")
+        await link.dispatch(slow)
+        await runtime.reached["start web"].wait()
+        await link.send(ConnectResponse(drain=Drain(reason="the server restarts")))
+        await link.next("goodbye")
+        await link.end()
+        again = await plane.link()
+        assert [(each.command, each.HasField("result")) for each in again.hello.held] == [(slow.command, False)]
+        await again.welcome(epoch=2)
+        gate.set()
+        result = (await again.next("result")).result
+        assert (result.command, result.state) == (slow.command, COMMAND_STATE_SUCCEEDED)
+    assert runtime.calls == ["start web"]
+
+
+async def test_a_canary_comes_back_through_the_executor(
+    plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path
+) -> None:
+    async with running(plane, tmp_path, runtime):
+        link = await plane.link()
+        assert set(link.hello.capabilities) >= {"canary", "signed-results"}
+        await link.welcome(epoch=1)
+        await link.send(ConnectResponse(canary=Canary(nonce="tweet")))
+        assert (await link.next("canary_echo")).canary_echo.nonce == "tweet"
+
+
+async def test_a_clone_says_what_to_do_and_comes_back_slowly(
+    plane: ControlPlane,
+    runtime: FakeRuntime,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    slow_waits: list[int] = []
+    monkeypatch.setattr(Backoff, "slow", lambda self: 0.01 * (slow_waits.append(1) is None))  # type: ignore[func-returns-value]
+    detail = AnyMessage()
+    detail.Pack(ErrorInfo(reason="AGENT_CLONED", domain="lading"))
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    status = Status(code=code.value[0], message="two of them", details=[detail])
+    async with running(plane, tmp_path, runtime):
+        link = await plane.link()
+        await link.welcome(epoch=1)
+        await link.end(code, "two of them", grpc_status_details_bin=status.SerializeToString())
+        await plane.link()
+    assert slow_waits
+    for words in ("two agents run as this one", "token create --kind agent", "agents unban", "two of them"):
+        assert words in caplog.text
 
 
 async def test_the_wait_that_the_server_asks_for_is_kept(

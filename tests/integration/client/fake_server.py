@@ -175,6 +175,11 @@ class Handlers:
     def GetCommand(self, request: Any, context: Any) -> commands_pb2.Command:
         return self.fleet.commands[request.name]
 
+    def ResolveCommand(self, request: Any, context: Any) -> commands_pb2.Command:
+        command = self.fleet.commands[request.name]
+        command.state, command.evidence = request.state, "operator"
+        return command
+
     def ListCommands(self, request: Any, context: Any) -> commands_pb2.ListCommandsResponse:
         return commands_pb2.ListCommandsResponse(commands=list(self.fleet.commands.values()))
 

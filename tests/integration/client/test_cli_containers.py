@@ -38,7 +38,7 @@ def two(fleet: Fleet) -> Fleet:
 
 @pytest.mark.parametrize(("code", "expected"), EXITS.items())
 def test_the_exit_code_says_how_it_failed(two: Fleet, lading: Lading, code: str, expected: int) -> None:
-    two.fail("StopContainer", code_pb2.Code.Value(code), "the server's words")
+    two.fail("StopContainer", code_pb2.Code.Value(code), "the server's words", times=4)
     exit_code, out, err = lading("stop", "dock-1/web", "--strict")
     assert exit_code == expected
     assert "the server's words" in out + err
@@ -101,7 +101,7 @@ def test_several_targets_need_yes_without_a_terminal(two: Fleet, lading: Lading)
 
 
 def test_some_failed_is_exit_3_and_the_log_is_named(two: Fleet, lading: Lading) -> None:
-    two.fail("StopContainer", code_pb2.UNAVAILABLE, "agent disconnected")
+    two.fail("StopContainer", code_pb2.UNAVAILABLE, "agent disconnected", times=4)
     exit_code, out, err = lading("stop", "dock-1/web", "dock-2/api", "--yes", "--max-parallel", "1")
     assert exit_code == 3
     assert "UNAVAILABLE" in out

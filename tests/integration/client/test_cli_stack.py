@@ -1,5 +1,6 @@
 """The command line against the real server and a real agent."""
 
+import base64
 import json
 import os
 import pathlib
@@ -9,6 +10,9 @@ import time
 
 import pytest
 
+from lading.transparency import note
+from lading.transparency.result import InvalidResult, Statement, verify_result
+from lading.v1 import audit_log_pb2
 from lading_client import Client
 from tests.stack import LADING, Stack
 
@@ -101,9 +105,44 @@ def test_refusals_have_their_exit_codes(running: Stack) -> None:
     assert running.lading("stop", "dock-1/web", "--reason", "x" * 2000).returncode == 2
 
 
-def test_an_agent_that_is_gone_is_unavailable(running: Stack) -> None:
+def test_an_agent_that_is_gone_is_unavailable_and_is_asked_once(running: Stack) -> None:
     running.processes[-1].terminate()
     assert running.lading("start", "dock-1/web").returncode == 7
+    refused = running.lading("audit", "ls", "action:container.start", "--all", "-o", "jsonl").stdout.splitlines()
+    assert len(refused) == 1, "the server says that it is of no use to try again at once"
+
+
+def test_result_is_signed_by_its_agent_and_the_log_keeps_the_signature(running: Stack) -> None:
+    done = running.lading("start", "dock-1/web", "-o", "json")
+    command = json.loads(done.stdout)["results"][0]["command"].removeprefix("commands/")
+    with Client(running.address, token=running.admin_token) as lading:
+        wanted = audit_log_pb2.EventFilter(
+            matches=[audit_log_pb2.Match(field=audit_log_pb2.FIELD_OPERATION, values=[command])]
+        )
+        request = audit_log_pb2.ListEventsRequest(filter=wanted, with_entries=True)
+        end = lading.audit.ListEvents(request).events[0]
+    kept = json.loads(end.entry_details)["agent_signature"]
+    assert kept["key"].startswith("acme/dock-1+")
+    signature, key = base64.b64decode(kept["signature"]), note.parse_key(kept["key"])
+    verify_result(Statement(**kept["signed"]), signature, key)
+    with pytest.raises(InvalidResult):
+        verify_result(Statement(**{**kept["signed"], "state": "FAILED"}), signature, key)
+
+
+def test_program_that_ends_by_itself_is_an_event_and_what_commands_do_is_none(stack: Stack) -> None:
+    stack.start_server()
+    stack.start_agent("dock-1", processes={"web": SLEEP, "short": ["/bin/sh", "-c", "sleep 1; exit 3"]})
+    assert stack.lading("start", "dock-1/web").returncode == 0
+    assert stack.lading("start", "dock-1/short").returncode == 0
+    assert stack.lading("stop", "dock-1/web").returncode == 0
+    shown = ""
+    deadline = time.monotonic() + 20
+    while "dock-1/short" not in shown:
+        assert time.monotonic() < deadline
+        shown = stack.lading("events").stdout
+    assert [line.split()[1:3] for line in shown.splitlines()[1:]] == [["dock-1/short", "die"]]
+    found = json.loads(stack.lading("agents", "inspect", "dock-1").stdout)
+    assert (found["connected"], found["hearing"], found["acting"]) == (True, True, True)
 
 
 def test_export_is_whole_and_itself_recorded(running: Stack, tmp_path: pathlib.Path) -> None:
@@ -159,3 +198,21 @@ def test_tokens_roles_and_logs(running: Stack) -> None:
     while running.lading("logs", "web").stdout != "up\n":
         assert time.monotonic() < deadline
     assert running.lading("doctor").returncode == 0
+
+
+def test_two_processes_with_the_name_of_one_agent_are_quarantined(stack: Stack) -> None:
+    """Somebody copied the token to another machine: from then on nobody can tell who speaks."""
+    stack.start_server()
+    first = stack.start_agent("dock-1", processes={"web": SLEEP})
+    options = ("--server", stack.address, "--token-file", str(stack.folder / "dock-1.token"), "--runtime", "process")
+    copied = ("--processes", str(stack.folder / "dock-1.toml"), "--data", str(stack.folder / "copied"))
+    second = stack._start("dock-1-copied", "agent", "run", *options, *copied)
+    second.wait_until(lambda: "quarantined" in stack.lading("agents", "ls").stdout, "the alarm")
+    assert stack.lading("start", "dock-1/web").returncode == 9
+    (event,) = json.loads(stack.lading("audit", "ls", "action:agent.clone", "-o", "json").stdout)
+    assert len(event["details"]["boots"]) == 2
+    second.terminate()
+    assert stack.lading("agents", "unban", "dock-1", "--reason", "the copy is gone").returncode == 0
+    first.terminate()
+    stack.start_agent("dock-1", processes={"web": SLEEP})
+    assert stack.lading("start", "dock-1/web").returncode == 0

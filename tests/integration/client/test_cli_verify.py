@@ -8,6 +8,8 @@ import sqlite3
 import pytest
 
 from lading_client import Client
+from lading_client.verify.broken import Broken
+from lading_client.verify.log_check import LogCheck
 from tests.stack import Stack
 
 SLEEP = ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"]
@@ -41,6 +43,38 @@ def test_log_of_a_server_verifies_again_and_again(running: Stack) -> None:
     assert running.lading("audit", "verify", "--witnesses", "5").returncode == 10
     other = "x/acme+2c1b9c4d+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
     assert running.lading("audit", "verify", "--key", other).returncode == 2
+
+
+def test_log_verifies_from_where_it_was_verified_before(running: Stack) -> None:
+    first = json.loads(running.lading("audit", "verify", "-o", "json").stdout)
+    assert first["extends"] is None
+    more = running.lading("audit", "verify", "--from", str(first["size"]))
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert f"#0 to #{first['size'] - 1}: their hashes are those of the tree. Not checked" in more.stdout
+    assert f"extends     the tree of {first['size']} that this client found before" in more.stdout
+    last = json.loads(running.lading("audit", "verify", "--from", "1", "-o", "json").stdout)
+    assert f"lading audit verify --from {last['extends']['size']} " in more.stdout
+    assert (last["from"], last["checked"]) == (1, last["size"] - 1)
+    assert running.lading("audit", "verify", "--from", "100000").returncode == 2
+
+
+def take_all(check: LogCheck, entries: list[bytes]) -> None:
+    for entry in entries:
+        check.take_entry(entry)
+
+
+def test_event_taken_out_of_the_database_with_its_number_is_named(running: Stack) -> None:
+    """Whoever has the key and the database can make a tree without it, but not the numbers of its process."""
+    (path,) = running.folder.rglob("lading.db")
+    id = find_event(running, "action:stop")
+    with sqlite3.connect(path) as database:
+        boot_id, sequence = database.execute("SELECT boot_id, sequence FROM events WHERE id = ?", (id,)).fetchone()
+        others = "SELECT entry FROM events WHERE organization = 'acme' AND id <> ? ORDER BY \"index\""
+        entries = [entry for (entry,) in database.execute(others, (id,))]
+    database.close()
+    check = LogCheck("acme")
+    with pytest.raises(Broken, match=f"the process {boot_id} wrote its event {sequence + 1} after {sequence - 1}"):
+        take_all(check, entries)
 
 
 def test_row_changed_in_the_database_is_found(running: Stack) -> None:

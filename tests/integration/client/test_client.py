@@ -1,4 +1,5 @@
 import pathlib
+import socket
 import subprocess
 import threading
 from itertools import islice
@@ -7,8 +8,9 @@ import grpc
 import pytest
 from google.rpc import code_pb2
 
-from lading.v1 import access_pb2, audit_log_pb2
+from lading.v1 import access_pb2, audit_log_pb2, containers_pb2
 from lading_client import AsyncClient, Client, errors
+from lading_client.exec_session import AsyncExecSession
 from lading_client.labels import CODES
 from tests.integration.client.fake_server import Fleet, bad_request, error_info, retry_info, serve
 
@@ -52,6 +54,20 @@ async def test_asyncio_does_the_same(fleet: Fleet, address: str) -> None:
     assert raised.value.command.startswith("commands/")
 
 
+async def test_asyncio_exec_fails_as_all_calls_do() -> None:
+    async def converse(session: AsyncExecSession) -> None:
+        async with session:
+            await session.write(b"to nobody")
+            async for _ in session:
+                pass
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        async with AsyncClient(f"127.0.0.1:{silent.getsockname()[1]}") as lading:
+            with pytest.raises(errors.Unavailable):
+                await converse(lading.exec("dock-1/web", ["ls"]))
+
+
 async def test_asyncio_tail_resumes_too(fleet: Fleet, address: str) -> None:
     fleet.events = [audit_log_pb2.Event(id=str(index), index=index) for index in range(5)]
     seen = []
@@ -73,7 +89,7 @@ def test_lists_read_all_pages(fleet: Fleet, address: str) -> None:
 
 @pytest.mark.parametrize("number", range(1, len(CODES)))
 def test_each_code_becomes_its_error(fleet: Fleet, address: str, number: int) -> None:
-    fleet.fail("StartContainer", number, "the server's words")
+    fleet.fail("StartContainer", number, "the server's words", times=4)
     with Client(address) as lading, pytest.raises(errors.LadingError) as raised:
         lading.start("dock-1/web")
     assert raised.value.code == CODES[number]
@@ -93,15 +109,22 @@ def test_details_of_the_status_are_read(fleet: Fleet, address: str) -> None:
     assert error.fields == (("name", "too long"),)
 
 
-def test_reads_are_asked_again_and_changes_are_not(fleet: Fleet, address: str) -> None:
-    fleet.fail("WhoAmI", code_pb2.UNAVAILABLE, "going away", times=2)
-    fleet.fail("StartContainer", code_pb2.UNAVAILABLE, "going away", times=2)
+@pytest.mark.parametrize("code", [code_pb2.UNAVAILABLE, code_pb2.CANCELLED])
+def test_reads_and_changes_are_asked_again_and_a_change_is_the_same_call(fleet: Fleet, address: str, code: int) -> None:
+    fleet.add("dock-1/web", "exited")
+    fleet.fail("WhoAmI", code, "going away", times=2)
+    fleet.fail("StartContainer", code, "going away", times=2)
     with Client(address) as lading:
         assert lading.access.WhoAmI(access_pb2.WhoAmIRequest()).organization == "acme"
-        with pytest.raises(errors.Unavailable):
-            lading.start("dock-1/web")
+        lading.start("dock-1/web")
+        request = containers_pb2.RestartContainerRequest(name="agents/dock-1/containers/web")
+        for _ in range(2):
+            lading.containers.RestartContainer(request)
     assert len(fleet.asked("WhoAmI")) == 3
-    assert len(fleet.asked("StartContainer")) == 1
+    first, second, third = (start.request_id for start in fleet.asked("StartContainer"))
+    assert first == second == third != ""
+    one, other = (restart.request_id for restart in fleet.asked("RestartContainer"))
+    assert one != other, "the same request object later is another call"
 
 
 def test_a_call_ends_at_its_time_limit(fleet: Fleet, address: str) -> None:

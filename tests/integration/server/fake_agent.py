@@ -110,14 +110,18 @@ class FakeAgent:
         await self.send(inventory=agent_link_pb2.Inventory(snapshot=True, containers=found, version=1))
         await self.sync()
 
+    async def echo(self) -> None:
+        """Bring back the canary that comes next."""
+        await self.send(canary_echo=agent_link_pb2.CanaryEcho(nonce=(await self.take("canary")).nonce))
+
     async def sync(self) -> None:
         """Wait until the server has applied every frame so far: it answers them in their order."""
         await self.finish(new_id())
 
-    async def bulk(self, session: str) -> Any:
-        """Open the stream for the bytes of a log."""
+    async def bulk(self, session: str, **first: Any) -> Any:
+        """Open the stream for the bytes of a log or an exec session."""
         call = self._stub.Bulk(metadata=self.metadata)
-        await call.write(agent_link_pb2.BulkRequest(session=session))
+        await call.write(agent_link_pb2.BulkRequest(session=session, **first))
         return call
 
     async def ended(self) -> tuple[grpc.StatusCode, str]:

@@ -61,7 +61,8 @@ class Book:
 
     def __init__(self, settings: Settings, clock: Clock = now) -> None:
         self.engine = database.open_engine(settings.database_url)
-        self.ledger = Ledger(self.engine, signer.load(settings.data), boot_id=new_id(), clock=clock)
+        self.signer = signer.load(settings.data)
+        self.ledger = Ledger(self.engine, self.signer, boot_id=new_id(), clock=clock)
         self.commits = 0
         sa.event.listen(self.engine, "commit", self._count)
 

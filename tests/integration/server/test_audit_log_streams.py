@@ -154,3 +154,16 @@ async def test_an_export_is_of_the_log_as_it_was_when_it_began(log: AuditLogServ
     found += [event.index for event in (await call.read()).events]
     assert found == indexes[::-1]
     assert await call.read() == grpc.aio.EOF
+
+
+async def test_large_events_come_in_answers_that_grpc_takes(log: AuditLogServer) -> None:
+    many = {"data": {"numbers": [1.0] * 8_000}}  # as JSON 16 kB, as a message 88 kB
+    indexes = await log.record(*(event(details=many) for _ in range(60)))
+    assert await export(log, TASK) == indexes[::-1]
+    request = pb.ExportEventsRequest(filter=pb.EventFilter(matches=[TASK]), with_entries=True, oldest_first=True)
+    answers = [answer async for answer in log.stub.ExportEvents(request, metadata=log.metadata(), timeout=20)]
+    assert [event.index for answer in answers for event in answer.events] == indexes
+    assert max(answer.ByteSize() for answer in answers) < 4 << 20 < sum(answer.ByteSize() for answer in answers)
+    call = tail(log, TASK, from_index=0)
+    assert await take(call, 60) == indexes
+    call.cancel()

@@ -185,3 +185,20 @@ async def test_server_that_cannot_begin_leaves_no_open_life(any_settings: Settin
         with pytest.raises(Exception, match="listen"):
             await Running(taken).__aenter__()
     assert len(lives(any_settings, START)) == 1
+
+
+async def test_paused_process_that_was_taken_for_dead_says_that_it_is_back(
+    settings_on_postgresql: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(settings_on_postgresql) as paused:
+        mine = paused.server._ledger.boot_id
+        monkeypatch.setattr(boots, "DEAD_SECONDS", 0.0)
+        async with running(settings_on_postgresql):
+            pass
+        monkeypatch.setattr(boots, "DEAD_SECONDS", 45.0)
+        own = boots.Boot(paused.ledger, paused.server._reader, alone=False)
+        for _ in range(2):
+            await own._look()
+    found = [one.action for one in lives(settings_on_postgresql, START, CRASH, "server.resume", STOP)]
+    assert [one for one in lives(settings_on_postgresql, CRASH) if one.operation == mine]
+    assert found == [START, START, CRASH, STOP, "server.resume", STOP]

@@ -12,7 +12,7 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError
 
 from lading_server import dispatch as dispatch_module
-from lading_server import errors
+from lading_server import errors, waiters
 from lading_server.commands import State
 from lading_server.event import Outcome, Stage
 from lading_server.ledger import ledger as ledger_module
@@ -20,7 +20,7 @@ from lading_server.settings import Settings
 from lading_server.store import commands as commands_store
 from tests.integration.server.commands import ask, refused
 from tests.integration.server.fake_agent import FakeAgent, connected
-from tests.integration.server.ledgers import locked, on_commit
+from tests.integration.server.ledgers import busy, locked, on_commit
 from tests.integration.server.running import Running, info, running
 
 
@@ -77,7 +77,7 @@ class Hang:
     """Holds the COMMIT of the batch in which a function of the store is called next."""
 
     def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
-        self.leave = threading.Event()
+        self.leave, self.reached = threading.Event(), threading.Event()
         original = getattr(commands_store, function)
 
         def arm(*args: Any) -> Any:
@@ -89,6 +89,7 @@ class Hang:
         monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.3)
 
     def commit(self, commit: Any) -> None:
+        self.reached.set()
         assert self.leave.wait(10)
         commit()
 
@@ -147,15 +148,74 @@ async def test_command_whose_taking_was_committed_without_an_answer_is_sent_all_
     await agent.finish(command)
 
 
-async def test_caller_learns_the_name_of_its_command_when_its_end_cannot_be_read(
+async def test_commands_whose_taking_was_committed_too_late_are_sent_and_hold_up_nothing(
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await agent.leave()
+    reply = await ask(server, detach=True)
+    hang = Hang(server, monkeypatch, "take_pending")
+    await agent.connect()
+    session = server.server._agent_link._sessions.get("acme", "dock-1")
+    assert session is not None
+    await asyncio.to_thread(hang.reached.wait, 10)
+    async with asyncio.timeout(10):
+        while session.flushing:  # noqa: ASYNC110 - until it is told that the database does not answer
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    hang.leave.set()
+    command = await agent.dispatched()
+    assert reply.name == f"commands/{command}"
+    await agent.finish(command)
+    call = ask(server)
+    await agent.finish(await agent.dispatched())
+    assert (await call).state == State.SUCCEEDED
+
+
+async def test_growth_of_the_log_that_was_committed_too_late_holds_up_no_command(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave = threading.Event()
+
+    def hang(commit: Any) -> None:
+        assert leave.wait(10)
+        commit()
+
+    session = server.server._agent_link._sessions.get("acme", "dock-1")
+    assert session is not None
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.3)
+    on_commit(server, hang)
+    with pytest.raises(errors.LedgerUnavailable):
+        await server.server._agent_link._dispatcher.show_growth(session)
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    leave.set()
+    call = ask(server)
+    await agent.finish(await agent.dispatched())
+    assert (await call).state == State.SUCCEEDED
+
+
+async def test_growth_of_the_log_that_nobody_waits_for_holds_up_no_command(server: Running, agent: FakeAgent) -> None:
+    link = server.server._agent_link
+    session = link._sessions.get("acme", "dock-1")
+    assert session is not None
+    async with busy(server.server._ledger):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await link._dispatcher.show_growth(session)
+    call = ask(server)
+    await agent.finish(await agent.dispatched())
+    assert (await call).state == State.SUCCEEDED
+
+
+@pytest.mark.parametrize("failure", [errors.StoreUnavailable, errors.Overloaded])
+async def test_caller_learns_the_name_of_its_command_when_its_end_cannot_be_read(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, failure: type[errors.Error]
+) -> None:
     async def fail(*_: Any) -> Any:
-        raise errors.StoreUnavailable
+        raise failure
 
     call = ask(server)
     command = await agent.dispatched()
-    monkeypatch.setattr(dispatch_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(waiters, "POLL_SECONDS", 0.01)
     dispatcher = server.server._agent_link._dispatcher
     monkeypatch.setattr(dispatcher._reader, "read", fail)
     other = await refused(ask(server))

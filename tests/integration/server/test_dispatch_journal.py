@@ -8,6 +8,7 @@ from grpc.aio import AioRpcError
 
 from lading.v1 import commands_pb2, containers_pb2
 from lading_server import dispatch as dispatch_module
+from lading_server.clock import now
 from lading_server.commands import State
 from lading_server.event import Outcome, Stage
 from lading_server.services import agent_link as agent_link_module
@@ -170,9 +171,11 @@ async def test_life_of_commands_is_the_same_on_postgresql(
 
 
 @pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_lease(server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that has ended counts as alive for no time at all."""
-    monkeypatch.setattr(agent_link_module, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(agent_link_module, "LEASE_BEATS", 0)
+    for session in server.server._agent_link._sessions.all():
+        session.lease = 0.0
 
 
 async def test_lost_lease_makes_commands_unknown_and_their_result_settles_them(
@@ -192,6 +195,23 @@ async def test_lost_lease_makes_commands_unknown_and_their_result_settles_them(
     await agent.finish(command)
     assert stages(server, command) == [RECEIVED, STARTED, ABANDONED, COMPLETED]
     assert [event.superseded_by for event in server.events(operation=command)][-1] is None
+
+
+async def test_clock_that_jumps_makes_nothing_unknown_while_its_agent_is_heard(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = await start(server)
+    await agent.dispatched()
+    await agent.acknowledge(command)
+    await agent.sync()
+    dispatcher = server.server._agent_link._dispatcher
+    monkeypatch.setattr(dispatcher, "_clock", lambda: now() + 3600 * 1_000_000)
+    await dispatcher._sweep()
+    assert stages(server, command) == [RECEIVED, STARTED]
+    (session,) = server.server._agent_link._sessions.all()
+    session.heard_at -= session.lease + 1  # it was not heard for so long
+    await dispatcher._sweep()
+    assert stages(server, command) == [RECEIVED, STARTED, ABANDONED]
 
 
 async def test_lease_of_an_older_session_marks_nothing_of_the_newer_one(

@@ -365,3 +365,11 @@ async def test_every_verb_becomes_its_command(server: Running, agent: FakeAgent)
     ]
     actions = [event.action for event in server.events(stage=Stage.RECEIVED)]
     assert actions[:2] + actions[-2:] == ["container.create", "container.start", "container.remove", "image.pull"]
+
+
+async def test_command_that_was_cancelled_is_no_call_to_be_repeated(server: Running, agent: FakeAgent) -> None:
+    call = ask(server)
+    await agent.finish(await agent.dispatched(), state=CANCELLED, code=StatusCode.CANCELLED.value[0])
+    failure = await refused(call)
+    assert failure.code() is StatusCode.CANCELLED
+    assert ("grpc-retry-pushback-ms", "-1") in tuple(failure.trailing_metadata() or ())

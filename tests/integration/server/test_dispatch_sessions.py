@@ -14,8 +14,8 @@ from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2, containers_pb2
 from lading_server import dispatch as dispatch_module
 from lading_server.commands import State
 from lading_server.event import ActorType, Outcome, Stage
-from lading_server.services import agent_link as agent_link_module
 from lading_server.services import commands as commands_module
+from lading_server.services import upkeep as upkeep_module
 from lading_server.settings import Settings
 from tests.integration.server.commands import COMPLETED, RECEIVED, STARTED, WEB, gone, stages, start
 from tests.integration.server.fake_agent import FakeAgent, connected, result_of
@@ -221,6 +221,16 @@ async def test_command_that_was_never_acknowledged_is_sent_again_once(
     assert stages(server, command) == [RECEIVED, STARTED, COMPLETED]
 
 
+async def test_commands_that_hang_do_not_hide_one_that_was_not_sent(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch_module, "SWEEP_MAX", 1)
+    monkeypatch.setattr(dispatch_module, "RESEND_MICROSECONDS", 0)
+    for _ in range(2):
+        command = await start(server)
+        assert [await agent.dispatched(), await agent.dispatched()] == [command] * 2
+
+
 async def test_command_that_somebody_else_recorded_is_found(server: Running, agent: FakeAgent) -> None:
     """As another replica does, which has no session of this agent."""
     command = await start(server)
@@ -299,7 +309,7 @@ async def test_agent_that_connects_while_the_server_stops_is_told_when_to_come_a
 async def test_agent_that_does_not_read_holds_up_no_stop(
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_link_module, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(upkeep_module, "DRAIN_SECONDS", 0.1)
     session = server.server._agent_link._sessions.get("acme", "dock-1")
     assert session is not None
     big = agent_link_pb2.ConnectResponse(drain=agent_link_pb2.Drain(reason="x" * 1_000_000))

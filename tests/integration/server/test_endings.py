@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from lading_server.ledger import ledger as ledger_module
 from lading_server.settings import Settings
 from tests.integration.server.conftest import initialize
 from tests.integration.server.endings import KINDS, MANY, SERVICE, Do, Done, EndingsServer
-from tests.integration.server.ledgers import busy, locked
+from tests.integration.server.ledgers import busy, locked, on_commit
 from tests.integration.server.raw_http2 import Connection
 from tests.integration.server.running import Metadata, Recorded, bearer, read_events, sign
 from tests.postgres import Cluster
@@ -451,3 +452,46 @@ async def test_call_fails_while_postgresql_is_gone_and_is_served_when_it_is_back
             await served(caller)
         ends = [event.action for event in server.events() if event.stage is Stage.COMPLETED]
         assert ends == [f"test.{kind.lower()}" for kind in KINDS] * 2
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+async def test_stream_that_ends_while_the_log_cannot_be_written_has_its_end_later(
+    server: EndingsServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
+    caller = Caller(server, kind, bearer(sign(server.settings)))
+    call = caller.call(Do(how="idle"))
+    await caller.began()
+    with locked(server.settings) as release:
+        call.cancel()
+        await eventually(lambda: server.audit._arrears._due)
+        release()
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    await server.settled()
+    ends = [event.summary for event in server.events()]
+    assert ends == [(Stage.STARTED, Outcome.PENDING, 0), (Stage.COMPLETED, Outcome.CANCELLED, 1)]
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+async def test_begin_of_a_stream_that_was_committed_too_late_has_an_end(
+    server: EndingsServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    leave = threading.Event()
+
+    def hang(commit: Callable[[], None]) -> None:
+        assert leave.wait(10)
+        commit()
+
+    caller = Caller(server, kind, bearer(sign(server.settings)))
+    assert await caller.end(caller.call(Do(how="ok"))) is StatusCode.OK
+    known = len(server.events())
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.2)
+    on_commit(server, hang)
+    assert await caller.end(caller.call(Do(how="ok"))) is StatusCode.UNAVAILABLE
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    leave.set()
+    await eventually(lambda: len(server.events()) > known + 1)
+    began, end = server.events()[known:]
+    assert began.stage is Stage.STARTED
+    assert end.summary == (Stage.COMPLETED, Outcome.FAILURE, StatusCode.UNAVAILABLE.value[0])
+    assert (began.operation, began.superseded_by) == (end.operation, end.index)

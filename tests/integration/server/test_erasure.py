@@ -16,7 +16,7 @@ from lading_server.clock import new_id, now
 from lading_server.event import Actor, ActorType, Event, Outcome, Stage
 from lading_server.ledger.transaction import Transaction
 from lading_server.services import erasure
-from lading_server.store import commands
+from lading_server.store import commands, requests, rollouts
 from tests.faults import reader
 from tests.integration.server.audit_log_server import ADA, AuditLogServer, event, match, reason_of
 from tests.trees import check_trees
@@ -52,7 +52,7 @@ async def erase(log: AuditLogServer, *ids: str, reason: str = "asked to", **requ
 
 def everything(log: AuditLogServer) -> str:
     """All that the database holds, as text."""
-    tables = ("events", "event_counts", "commands", "erasures", "logs")
+    tables = ("events", "event_counts", "commands", "rollouts", "requests", "erasures", "logs")
     return "\n".join(str(reader.rows(log.settings.database_url, f"SELECT * FROM {table}")) for table in tables)
 
 
@@ -228,6 +228,32 @@ async def test_command_of_an_erased_intent_repeats_nothing(log: AuditLogServer) 
     intent = await make_command(log, new_id(), 5)
     assert SECRET in everything(log)
     await erase(log, intent.id)
+    assert SECRET not in everything(log)
+
+
+@pytest.mark.parametrize("of", ["id", "parent"])
+async def test_rollout_and_kept_answer_of_an_erased_call_repeat_nothing(log: AuditLogServer, of: str) -> None:
+    asked = secretive()
+
+    def apply(transaction: Transaction) -> None:
+        rollout = {
+            **dict.fromkeys(("id", "state_reason", "actor", "request_id", "parent", "retry_of", "replica"), ""),
+            **dict.fromkeys(("reason", "actor_email", "source", "correlation"), SECRET),
+            **dict.fromkeys(("state", "wave", "failures_forgiven", "actor_type", "created_at", "replica_until"), 1),
+            **dict.fromkeys(("plan", "targets_sha256"), b""),
+            "wave_ends": "[1]",
+            "organization": "acme",
+            of: asked.operation,
+        }
+        target = {"agent": "dock-1", "container": "web", "wave": 1}
+        rollouts.insert(transaction.connection, rollout, [target])
+        kept = {"method": "/m", "fingerprints": "{}", "reply": SECRET.encode(), "recorded_at": 1}
+        key = {"organization": "acme", "actor": "ada", "request_id": "r", "operation": asked.operation}
+        requests.insert(transaction.connection, {**key, **kept})
+        transaction.append(asked)
+
+    await log.ledger.commit(("acme",), apply)
+    await erase(log, asked.id)
     assert SECRET not in everything(log)
 
 

@@ -12,6 +12,7 @@ from lading_server.clock import new_id
 from lading_server.event import Stage
 from lading_server.interceptors.status import status_of
 from lading_server.ledger import ledger as ledger_module
+from lading_server.ledger import rows
 from lading_server.ledger.transaction import Transaction
 from lading_server.settings import Settings
 from lading_server.store import agents, schema
@@ -119,6 +120,15 @@ async def test_row_that_the_database_refuses_fails_alone(any_settings: Settings,
     assert [one.sequence for one in found] == list(range(1, 8))
 
 
+async def test_event_of_the_same_id_elsewhere_is_not_taken_for_the_one_in_doubt(any_settings: Settings) -> None:
+    async with book(any_settings) as made:
+        one = event()
+        (index,) = await made.record(one)
+        with made.engine.connect() as connection:
+            assert rows.has_event(connection, rows.encode(one, index, 0, "boot", 1))
+            assert not rows.has_event(connection, rows.encode(one, index + 1, 0, "boot", 1))
+
+
 async def test_unit_for_a_log_that_it_did_not_name_fails_alone(any_settings: Settings) -> None:
     async with book(any_settings) as made:
         (index,), failed = await made.together(
@@ -147,7 +157,7 @@ async def test_queue_is_bounded_and_says_when_to_try_again(settings: Settings, m
     monkeypatch.setattr(ledger_module, "QUEUE_MAX", 10)
     async with book(settings) as made:
         answers = await made.together(*(made.record(event()) for _ in range(12)))
-        assert [type(answer) for answer in answers] == [list] * 10 + [errors.Overloaded] * 2
+        assert [type(answer) for answer in answers] == [list] * 10 + [errors.LedgerOverloaded] * 2
         assert await made.record(event()) == [13]
     status: status_pb2.Status = status_of(answers[-1], "operation")
     retry = error_details_pb2.RetryInfo()

@@ -102,6 +102,29 @@ async def test_commit_that_is_found_only_after_the_outage_is_told_to_who_must_un
     assert [one.sequence for one in found] == [1, 2, 3]
 
 
+async def test_commit_that_the_database_is_still_at_is_waited_for(settings_on_postgresql: Settings) -> None:
+    """COMMIT is on its way when its connection is lost, and takes effect while it is looked up."""
+    async with book(settings_on_postgresql) as made:
+        await made.record(event())
+        held: list[Any] = []
+
+        def lose(commit: Any) -> None:
+            # What the pool would close stays open, as in the database.
+            assert made.ledger._connection is not None
+            connection = made.ledger._connection.connection
+            held.append(connection.driver_connection)
+            connection.detach()
+            threading.Timer(0.3, held[0].commit).start()
+            made.ledger._connection = None
+            raise lost("COMMIT")
+
+        on_commit(made, lose)
+        assert await made.record(event()) == [4]
+        held[0].close()
+        assert await made.record(event()) == [5]
+    assert [one.sequence for one in recorded(settings_on_postgresql)] == [1, 2, 3]
+
+
 async def test_connection_killed_in_a_transaction_leaves_nothing_and_the_next_one_works(
     settings_on_postgresql: Settings,
 ) -> None:

@@ -5,13 +5,18 @@ import threading
 import time
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 import sqlalchemy as sa
 
+from lading.v1 import agents_pb2
 from lading_server import errors
+from lading_server.event import Outcome
+from lading_server.settings import Settings
 from lading_server.store import database, reader
 from lading_server.store.reader import Reader
 from lading_server.store.schema import organizations
+from tests.integration.server.running import running
 from tests.postgres import Cluster
 
 FOREVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -74,6 +79,26 @@ async def test_a_read_that_takes_too_long_is_given_up_and_frees_its_thread(
     reading.close()
 
 
+async def test_a_read_that_is_given_up_before_its_statement_begins_frees_its_thread(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_SETTINGS", "SET LOCAL statement_timeout = 200")
+    reading = Reader(engine)
+    given_up, ready = threading.Event(), threading.Event()
+
+    def late(connection: sa.Connection) -> object:
+        ready.set()
+        given_up.wait()
+        return connection.exec_driver_sql(FOREVER).scalar()
+
+    task = asyncio.create_task(reading.read(late))
+    await asyncio.to_thread(ready.wait)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    given_up.set()
+    await asyncio.to_thread(reading.close)
+
+
 async def test_an_error_of_the_function_is_the_callers(engine: sa.Engine) -> None:
     def fail(_connection: sa.Connection) -> None:
         raise errors.NotFound
@@ -123,3 +148,16 @@ async def test_postgresql_plans_for_the_values_that_are_asked_for(postgres_url: 
     assert shown == "force_custom_plan"
     reading.close()
     made.dispose()
+
+
+async def test_call_that_is_refused_because_too_many_read_is_recorded(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(settings) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, "WAITING_MAX", 0)
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await server.stubs.agents.ListAgents(agents_pb2.ListAgentsRequest(), metadata=server.me)
+        assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        recorded = await server.event(action="agent.list")
+        assert (recorded.outcome, recorded.code) == (Outcome.FAILURE, errors.Code.RESOURCE_EXHAUSTED)

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 
 from grpc import StatusCode
 
-from lading.v1.commands_pb2 import ContainerSpec
+from lading.v1.commands_pb2 import ContainerSpec, ExecSpec
 from lading.v1.containers_pb2 import LOG_SOURCE_STDOUT, Container
 from lading_agent.errors import RuntimeFailure
-from lading_agent.runtimes import LogPiece, LogQuery, RuntimeEvent
+from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Trace
 
 
 class FakeRuntime:
@@ -25,6 +25,8 @@ class FakeRuntime:
         self.failures: dict[str, Exception] = {}
         self.late = False
         self.log_pieces: list[LogPiece] = []
+        # What is seen of a program, one after another; the last one stays.
+        self.traces: list[Trace] = []
         self.past: list[RuntimeEvent] = []
         self.snapshots = asyncio.Semaphore(0)
         self.listeners: set[asyncio.Queue[RuntimeEvent | None]] = set()
@@ -58,12 +60,13 @@ class FakeRuntime:
         found.CopyFrom(self.by_name[name])
         return found
 
-    async def create(self, name: str, spec: ContainerSpec) -> None:
+    async def create(self, name: str, spec: ContainerSpec) -> str:
         await self._do("create", name)
         if name in self.by_name:
             raise RuntimeFailure(f"the name {name} is in use", StatusCode.ALREADY_EXISTS)
         self.by_name[name] = self._make(name, dict(spec.labels))
         self._finish("create", name)
+        return self.by_name[name].id
 
     async def start(self, id: str) -> None:
         container = self._find(id)
@@ -117,6 +120,16 @@ class FakeRuntime:
             self.reached["follow"].set()
             await self.gates["follow"].wait()
             yield LogPiece(LOG_SOURCE_STDOUT, b"the end\n")
+
+    async def prepare_program(self, id: str, spec: ExecSpec, command: str) -> str:
+        return command
+
+    async def start_program(self, id: str, handle: str, spec: ExecSpec) -> Program:
+        raise RuntimeFailure("no programs here", StatusCode.UNIMPLEMENTED)
+
+    async def trace_program(self, handle: str) -> Trace:
+        self._fail("trace")
+        return self.traces.pop(0) if len(self.traces) > 1 else self.traces[0]
 
     async def events(self, since_ns: int) -> AsyncGenerator[RuntimeEvent, None]:
         self._fail("events")

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lading.v1.containers_pb2 import LOG_SOURCE_STDERR, LOG_SOURCE_STDOUT
-from lading_agent.runtimes.docker import read_container, read_events, split_log
+from lading_agent.runtimes.docker import read_container, read_events
+from lading_agent.runtimes.docker_log import framed_entries
 from lading_agent.runtimes.engine import json_lines
 
 
@@ -26,9 +27,9 @@ def cut(data: bytes, size: int) -> list[bytes]:
 )
 async def test_a_log_is_the_same_however_it_is_cut(frames: list[tuple[int, bytes]], size: int) -> None:
     data = b"".join(struct.pack(">BxxxI", source, len(piece)) + piece for source, piece in frames)
-    pieces = [piece async for piece in split_log(stream(cut(data, size)))]
+    pieces = [piece async for batch in framed_entries(stream(cut(data, size))) for piece in batch]
     for source, number in ((LOG_SOURCE_STDOUT, 1), (LOG_SOURCE_STDERR, 2)):
-        read = b"".join(piece.data for piece in pieces if piece.source == source)
+        read = b"".join(piece.stamp + piece.data for piece in pieces if piece.source == source)
         assert read == b"".join(piece for each, piece in frames if each == number)
 
 

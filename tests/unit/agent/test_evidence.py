@@ -3,6 +3,8 @@
 import uuid
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lading.v1 import commands_pb2 as c
 from lading.v1.agent_link_pb2 import Envelope
@@ -57,7 +59,10 @@ OTHER = container("running", id="b", started=9)
         ("PAUSE", RUNNING, PAUSED, "", "SUCCEEDED", "OK"),
         ("PAUSE", RUNNING, RUNNING, "", "FAILED", "ABORTED"),
         ("PAUSE", PAUSED, PAUSED, "", "FAILED", "FAILED_PRECONDITION"),
+        ("PAUSE", RUNNING, RUNNING, "pause unpause", "SUCCEEDED", "OK"),
+        ("PAUSE", PAUSED, RUNNING, "unpause", "FAILED", "FAILED_PRECONDITION"),
         ("UNPAUSE", PAUSED, RUNNING, "", "SUCCEEDED", "OK"),
+        ("UNPAUSE", PAUSED, STOPPED, "unpause die", "SUCCEEDED", "OK"),
         ("UNPAUSE", PAUSED, PAUSED, "", "FAILED", "ABORTED"),
         ("REMOVE", STOPPED, None, "destroy", "SUCCEEDED", "OK"),
         ("REMOVE", STOPPED, None, "", "UNKNOWN", "UNKNOWN"),
@@ -79,3 +84,60 @@ def test_a_signal_that_need_not_end_a_process_leaves_no_trace() -> None:
     envelope = Envelope(command=COMMAND, container="web", verb=c.VERB_KILL)
     envelope.arguments.signal = "SIGHUP"
     assert weigh(envelope, RUNNING, RUNNING, frozenset()).state == c.COMMAND_STATE_UNKNOWN
+
+
+STATES = ("created", "running", "paused", "restarting", "exited", "dead")
+CONTAINERS = st.none() | st.builds(
+    container,
+    st.sampled_from(STATES),
+    id=st.sampled_from(["a", "b"]),
+    started=st.integers(0, 3),
+    finished=st.integers(0, 3),
+    made_by=st.sampled_from(["", COMMAND, "another"]),
+)
+ACTIONS = st.frozensets(
+    st.sampled_from(["create", "start", "restart", "stop", "die", "kill", "pause", "unpause", "destroy", "oom"])
+)
+ENVELOPES = st.builds(
+    lambda verb, signal: Envelope(
+        command=COMMAND, container="web", verb=verb, arguments=c.Arguments(signal=signal, force=True)
+    ),
+    st.sampled_from([verb for verb in Verb.values() if verb]),
+    st.sampled_from(["", "KILL", "SIGKILL", "SIGTERM", "HUP", "9"]),
+)
+
+
+@given(ENVELOPES, CONTAINERS, CONTAINERS, ACTIONS)
+@settings(max_examples=1000, deadline=None)
+def test_whatever_is_seen_the_verdict_is_an_honest_one(
+    envelope: Envelope, before: Container | None, now: Container | None, actions: frozenset[str]
+) -> None:
+    verdict = weigh(envelope, before, now, actions)
+    assert verdict.state in (c.COMMAND_STATE_SUCCEEDED, c.COMMAND_STATE_FAILED, c.COMMAND_STATE_UNKNOWN)
+    assert (verdict.state == c.COMMAND_STATE_SUCCEEDED) == (verdict.code.name == "OK")
+    assert (verdict.state == c.COMMAND_STATE_UNKNOWN) == (verdict.code.name == "UNKNOWN")
+    assert verdict.words
+    if verdict.state == c.COMMAND_STATE_SUCCEEDED:
+        # Success is claimed only by what this command does: a trace that is not there when nothing happened.
+        assert (before, actions) != (now, frozenset()) or envelope.verb == c.VERB_CREATE
+        if envelope.verb == c.VERB_CREATE:
+            assert now is not None
+            assert now.labels[COMMAND_LABEL] == COMMAND
+        if envelope.verb == c.VERB_REMOVE:
+            assert "destroy" in actions
+            assert now is None or before is None or now.id != before.id
+
+
+@given(ENVELOPES, CONTAINERS)
+def test_nothing_that_changed_is_never_success(envelope: Envelope, before: Container | None) -> None:
+    made = before is not None and before.labels.get(COMMAND_LABEL) == COMMAND
+    verdict = weigh(envelope, before, before, frozenset())
+    assert verdict.state != c.COMMAND_STATE_SUCCEEDED or (envelope.verb == c.VERB_CREATE and made)
+
+
+@given(ENVELOPES, CONTAINERS, CONTAINERS, ACTIONS)
+def test_more_events_never_turn_success_into_failure(
+    envelope: Envelope, before: Container | None, now: Container | None, actions: frozenset[str]
+) -> None:
+    if weigh(envelope, before, now, frozenset()).state == c.COMMAND_STATE_SUCCEEDED:
+        assert weigh(envelope, before, now, actions).state == c.COMMAND_STATE_SUCCEEDED

@@ -10,7 +10,7 @@ from lading.v1.agent_link_pb2 import ConnectResponse, Envelope, Result
 from lading.v1.commands_pb2 import COMMAND_STATE_FAILED, COMMAND_STATE_SUCCEEDED, VERB_START
 from lading.v1.containers_pb2 import Container
 from lading_agent.errors import JournalError, Refused
-from lading_agent.journal import KEEP_US, Journal
+from lading_agent.journal import KEEP_US, Journal, Start
 
 
 @asynccontextmanager
@@ -37,8 +37,8 @@ async def test_every_stage_survives_a_new_start(tmp_path: pathlib.Path) -> None:
         identity = journal.id
         for envelope in (received, executing, ended):
             assert await journal.receive(envelope) is None
-        await journal.begin(executing.command, Container(id="x", state="exited"))
-        await journal.begin(ended.command, None)
+        await journal.begin(executing.command, Start(Container(id="x", state="exited")))
+        await journal.begin(ended.command, Start(None))
         await journal.end(succeeded(ended))
     async with open_journal(tmp_path) as journal:
         assert journal.id == identity
@@ -111,7 +111,7 @@ async def test_purge_forgets_only_what_got_its_receipt_seven_days_ago(tmp_path: 
             await journal.end(succeeded(envelope))
         journal.receipt(old.command)
         journal.receipt(fresh.command)
-        await journal.depth()
+        await journal.purge()
         with sqlite3.connect(tmp_path / "journal.db") as beside:
             beside.execute("UPDATE commands SET receipted_at = receipted_at - ? WHERE id = ?", (KEEP_US, old.command))
         beside.close()
@@ -129,7 +129,7 @@ async def test_a_replay_of_what_was_forgotten_is_refused_even_after_a_new_start(
         await journal.receive(forgotten)
         await journal.end(succeeded(forgotten))
         journal.receipt(forgotten.command)
-        await journal.depth()
+        await journal.purge()
         with sqlite3.connect(tmp_path / "journal.db") as beside:
             beside.execute("UPDATE commands SET receipted_at = 1")
         beside.close()
@@ -229,7 +229,7 @@ async def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: pathlib
         kept = start()
         await journal.receive(kept)
         journal.receipt(kept.command)
-        connection = journal._connection
+        connection = journal._disk.connection
         assert connection is not None
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -243,6 +243,6 @@ async def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: pathlib
 
 async def test_the_journal_is_synced_at_each_commit(tmp_path: pathlib.Path) -> None:
     async with open_journal(tmp_path) as journal:
-        assert journal._connection is not None
-        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert journal._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert journal._disk.connection is not None
+        assert journal._disk.connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert journal._disk.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

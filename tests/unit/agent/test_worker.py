@@ -347,7 +347,7 @@ async def test_draining_finishes_what_runs_and_begins_nothing(bench: Bench) -> N
 
 
 async def test_a_journal_that_cannot_be_written_refuses_and_touches_nothing(bench: Bench) -> None:
-    connection = bench.journal._connection
+    connection = bench.journal._disk.connection
     assert connection is not None
     connection.execute("PRAGMA query_only = ON")
     await bench.dispatch(command("start"))

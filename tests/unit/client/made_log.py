@@ -18,9 +18,13 @@ from lading_server.services.messages import event_of
 from lading_server.tree import Edge, grow, hash_leaf, hash_pair, prove_consistency, prove_inclusion
 
 ORGANIZATION = "acme"
-ORIGIN = f"test.internal/{ORGANIZATION}"
 BOOT = "0198c2de-0000-7000-8000-000000000001"
 BEGAN = 1_763_000_000_000_000
+ADA = Actor(ActorType.USER, "ada", "ada@acme.example", "Ada", "token", "t1")
+OF_DETAILS = (
+    *("entry_details", "salt", "reason", "error", "request", "diff", "details", "method", "peer", "user_agent"),
+    *("trace_id", "request_id", "claimed_address", "messages_in", "messages_out", "duration", "agent_time"),
+)
 DATA = {"state": "done", "tags": ["a", None, True], "ratio": 0.5, "größe": 3}
 
 
@@ -31,15 +35,17 @@ def id_of(number: int) -> str:
 class MadeLog:
     """`events` may be changed before they are served; `sign` signs what they are then, unless told what to sign."""
 
-    def __init__(self, count: int = 0) -> None:
+    def __init__(self, count: int = 0, organization: str = ORGANIZATION) -> None:
+        self.organization = organization
+        self.origin = f"test.internal/{organization}"
         self.private = Ed25519PrivateKey.generate()
-        self.key = note.Key(ORIGIN, note.ED25519, public_of(self.private))
+        self.key = note.Key(self.origin, note.ED25519, public_of(self.private))
         self.events: list[pb.Event] = []
         self.cosignatures: list[pb.Cosignature] = []
         self.signed: tuple[int, bytes] | None = None
         self.tiles: dict[tuple[int, int], list[bytes]] = {}
         self.calls: list[str] = []
-        self._sequence = itertools.count(1)
+        self._sequences: dict[str, Iterator[int]] = {}
         for number in range(count):
             self.add(number)
         self.build()
@@ -50,17 +56,26 @@ class MadeLog:
         return SimpleNamespace(audit=self)
 
     def add(
-        self, operation: int, stage: Stage = Stage.COMPLETED, outcome: Outcome = Outcome.SUCCESS, **more: Any
+        self,
+        operation: int,
+        stage: Stage = Stage.COMPLETED,
+        outcome: Outcome = Outcome.SUCCESS,
+        *,
+        boot: str = BOOT,
+        action: str = "task.update",
+        actor: Actor = ADA,
+        data: Any = DATA,
+        **more: Any,
     ) -> pb.Event:
         index = len(self.events)
         event = Event(
             id=id_of(10_000_000 + index),
-            organization=ORGANIZATION,
+            organization=self.organization,
             operation=id_of(operation),
             stage=stage,
             occurred_at=BEGAN + index,
-            actor=Actor(ActorType.USER, "ada", "ada@acme.example", "Ada", "token", "t1"),
-            action="task.update",
+            actor=actor,
+            action=action,
             outcome=outcome,
             targets=(("container", f"dock-1/c{index}"), ("task", "42")),
             agent="dock-1",
@@ -75,20 +90,31 @@ class MadeLog:
                 "messages_in": 1,
                 "request": {"name": "x", "limit": 50},
                 "diff": [{"op": "replace", "path": "/state", "was": 1, "value": "done"}],
-                "data": DATA,
+                "data": data,
             },
             **more,
         )
-        row = rows.encode(event, index, BEGAN + index, BOOT, next(self._sequence))
-        named = SimpleNamespace(**dict(zip(rows.COLUMNS, row, strict=True)))
-        message = event_of(named)
-        message.entry, message.entry_details, message.salt = named.entry, named.details.encode(), named.salt
+        row = rows.encode(event, index, BEGAN + index, boot, self._number(boot))
+        message = event_of(row, with_entry=True)
         self.events.append(message)
         return message
 
     def skip(self) -> None:
         """Leave a number out."""
-        next(self._sequence)
+        self._number(BOOT)
+
+    def _number(self, boot: str) -> int:
+        return next(self._sequences.setdefault(boot, itertools.count(1)))
+
+    def erase(self, *indexes: int) -> pb.Event:
+        """Erase the details of events, and record that; returns the record."""
+        record = self.add(9_000_000 + len(self.events), action="audit.erase", data={"erased": len(indexes)})
+        for index in indexes:
+            erase(self.events[index])
+            self.events[index].erasure.erased_at.CopyFrom(record.recorded_at)
+            self.events[index].erasure.reason = record.reason
+        self.build()
+        return record
 
     def build(self) -> None:
         """The tree of the entries as they are now."""
@@ -107,7 +133,7 @@ class MadeLog:
 
     def checkpoint(self) -> str:
         assert self.signed is not None
-        text = note.Checkpoint(ORIGIN, *self.signed).text()
+        text = note.Checkpoint(self.origin, *self.signed).text()
         return f"{text}\n{note.format_signature(self.key, self.private.sign(text.encode()))}"
 
     def cosign(self, agent: str, size: int, root: bytes | None = None, private: Ed25519PrivateKey | None = None) -> str:
@@ -115,7 +141,7 @@ class MadeLog:
         private = private or Ed25519PrivateKey.generate()
         key = note.Key(f"{ORGANIZATION}/{agent}", note.COSIGNATURE, public_of(private))
         found = root or self.root(size)
-        blob = private.sign(note.cosigned(note.Checkpoint(ORIGIN, size, found).text(), 1_763_000_000))
+        blob = private.sign(note.cosigned(note.Checkpoint(self.origin, size, found).text(), 1_763_000_000))
         line = note.format_signature(key, (1_763_000_000).to_bytes(8, "big") + blob)
         self.cosignatures.append(
             pb.Cosignature(agent=f"agents/{agent}", witness_key=str(key), size=size, root=found, signature=line)
@@ -177,9 +203,10 @@ class MadeLog:
 
 def erase(event: pb.Event) -> None:
     """As the server shows an event whose details were erased."""
-    event.entry_details, event.salt, event.reason = b"", b"", ""
-    event.actor.email = ""
-    event.erasure.actor = "ada"
+    for name in OF_DETAILS:
+        event.ClearField(name)  # type: ignore[arg-type]
+    event.actor.CopyFrom(pb.Actor(type=event.actor.type, id=event.actor.id))
+    event.erasure.actor, event.erasure.reason = "ada", "asked for"
 
 
 def public_of(private: Ed25519PrivateKey) -> bytes:

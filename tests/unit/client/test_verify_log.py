@@ -1,5 +1,6 @@
 """The check of a whole log: what holds passes, and whatever was changed is named."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -12,11 +13,12 @@ from lading.v1 import audit_log_pb2 as pb
 from lading_client.verify import canonical
 from lading_client.verify.broken import Broken
 from lading_client.verify.digests import Digests
-from lading_client.verify.log_check import check_event
+from lading_client.verify.log_check import as_shown, check_event
 from lading_client.verify.pins import Pin
 from lading_client.verify.proofs import Prover
-from lading_client.verify.served_log import Result, read_tiles, verify_log
-from tests.unit.client.made_log import MadeLog, Outcome, Stage, erase, id_of
+from lading_client.verify.served_log import Result, TooShort, read_tiles, verify_log
+from lading_server.event import Actor, ActorType
+from tests.unit.client.made_log import BOOT, MadeLog, Outcome, Stage, id_of
 
 
 def check(log: MadeLog, pin: Pin | None = None, **more: object) -> Result:
@@ -33,7 +35,7 @@ def test_log_that_is_whole_passes_at_every_size(size: int) -> None:
 
 def test_erased_details_are_counted_and_break_nothing() -> None:
     log = MadeLog(5)
-    erase(log.events[2])
+    log.erase(2)
     assert check(log).check.erased == 1
     log.events[2].ClearField("erasure")
     with pytest.raises(Broken, match=r"#2 .*nobody erased"):
@@ -63,16 +65,16 @@ def cut(log: MadeLog) -> None:
     del log.events[7:]
 
 
-def blame(log: MadeLog) -> None:
-    log.events[3].actor.id = "eve"
+def blame(log: MadeLog, index: int = 3) -> None:
+    log.events[index].actor.id = "eve"
 
 
 def excuse(log: MadeLog) -> None:
     log.events[3].reason = "she said so"
 
 
-def forge(log: MadeLog) -> None:
-    event = log.events[3]
+def forge(log: MadeLog, index: int = 3) -> None:
+    event = log.events[index]
     event.actor.id = "eve"
     event.entry = event.entry.replace(b'"id":"ada"', b'"id":"eve"')
 
@@ -89,9 +91,9 @@ def move(log: MadeLog) -> None:
     ("lie", "index", "what"),
     [
         (swap, 3, "it is missing"),
-        (swap_and_renumber, 4, "wrote its event"),
+        (swap_and_renumber, 3, "wrote its event 5 after 3"),
         (delete, 3, "it is missing"),
-        (delete_and_renumber, 9, "it is missing"),
+        (delete_and_renumber, 3, "4 is missing"),
         (cut, 7, "it is missing"),
         (blame, 3, "`actor`"),
         (excuse, 3, "`reason`"),
@@ -166,14 +168,108 @@ def test_operation_ends_once_and_one_that_was_given_up_may_still_end() -> None:
     assert found.value.index == 5
 
 
-def test_gap_in_the_numbers_of_a_process_is_reported() -> None:
+def test_gap_in_the_numbers_of_a_process_is_named() -> None:
     log = MadeLog(3)
-    assert check(log).check.gaps == 0
     log.skip()
     log.add(9)
     log.build()
-    found = check(log).check
-    assert (found.gaps, found.first_gap) == (1, 3)
+    with pytest.raises(Broken, match=f"the process {BOOT} wrote its event 5 after 3: 4 is missing") as found:
+        check(log)
+    assert (found.value.index, found.value.event) == (3, log.events[3].id)
+
+
+def test_process_that_begins_late_in_its_numbers_is_named() -> None:
+    log = MadeLog()
+    log.skip()
+    log.add(1)
+    log.build()
+    with pytest.raises(Broken, match=r"#0 .*event 2 after 0: 1 is missing"):
+        check(log)
+
+
+def test_numbers_of_several_processes_may_alternate() -> None:
+    log = MadeLog()
+    for number in range(9):
+        log.add(number, boot=id_of(number % 3))
+    log.build()
+    assert check(log).check.processes == {id_of(number): 3 for number in range(3)}
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 255, 256, 257, 700, 1023, 1024, 1499, 1500])
+def test_log_is_verified_from_any_event_on(first: int) -> None:
+    log = MadeLog(1500)
+    log.cosign("dock-1", 1)
+    log.cosign("dock-2", 1400)
+    result = check(log, first=first)
+    assert (result.check.first, result.check.size, len(result.check.operations.ended)) == (first, 1500, 1500 - first)
+    assert set(result.testimony.names) == {"acme/dock-1", "acme/dock-2"}
+    assert result.pin == check(log, result.pin, first=first).pin
+    with pytest.raises(TooShort, match="only 1500 events"):
+        check(log, first=1501)
+
+
+@pytest.mark.parametrize("index", [300, 700, 1200])
+def test_lie_after_the_first_event_that_is_read_is_named(index: int) -> None:
+    log = MadeLog(1300)
+    blame(log, index)
+    with pytest.raises(Broken, match="`actor`") as found:
+        check(log, first=290)
+    assert found.value.index == index
+    forge(log, index)
+    with pytest.raises(Broken, match="does not match its leaf") as found:
+        check(log, first=290)
+    assert found.value.index == index
+
+
+@pytest.mark.parametrize("seen", [100, 256, 600, 900])
+def test_history_rewritten_before_the_first_event_is_found_by_who_saw_the_other_one(seen: int) -> None:
+    log = MadeLog(900)
+    pin = Pin(str(log.key), seen, log.root(seen).hex())
+    check(log, pin, first=600)
+    forge(log)
+    log.build()
+    check(log, first=600)
+    with pytest.raises(Broken, match=f"first {seen} events are not those"):
+        check(log, pin, first=600)
+
+
+def test_hashes_of_what_is_not_read_must_be_in_the_tree() -> None:
+    log = MadeLog(900)
+    log.tiles[1, 0][1] = bytes(32)
+    with pytest.raises(Broken, match="root of all 900 events"):
+        check(log, first=600)
+    log.tiles[1, 0].clear()
+    with pytest.raises(Broken, match="root of all 900 events"):
+        check(log, first=600)
+
+
+def test_witness_of_events_that_are_not_read_is_heard() -> None:
+    log = MadeLog(900)
+    log.cosign("dock-1", 500)
+    forge(log)
+    log.build()
+    with pytest.raises(Broken, match="cosigned another tree of 500"):
+        check(log, first=600)
+
+
+def life(action: str, **data: object) -> dict[str, object]:
+    return {"action": action, "actor": Actor(ActorType.SERVICE, "lading-server"), "data": data | {"version": "1"}}
+
+
+@pytest.mark.parametrize(("action", "found"), [("server.stop", 3), ("server.crash", 2)])
+def test_end_of_a_process_tells_how_many_events_it_wrote(action: str, found: int) -> None:
+    log = MadeLog(organization="system")
+    log.add(1, Stage.STARTED, Outcome.PENDING, boot=id_of(1), **life("server.start"))
+    log.add(2, boot=id_of(1), **life("access.token.issue"))
+    writer = id_of(1) if action == "server.stop" else id_of(2)
+    log.add(1, boot=writer, **life(action, boot_id=id_of(1), sequences={"system": found, "acme": 100}))
+    log.build()
+    assert verify_log(log.client, None).check.size == 3
+    log = MadeLog(organization="system")
+    log.add(1, boot=writer, **life(action, boot_id=id_of(1), sequences={"system": 9}))
+    log.build()
+    with pytest.raises(Broken, match=rf"#0 .*process {id_of(1)} wrote 9 events by its end; here are [01]\."):
+        verify_log(log.client, None)
 
 
 def test_witnesses_are_counted_when_they_cosigned_this_tree() -> None:
@@ -242,6 +338,82 @@ def test_no_changed_bit_of_an_event_passes(data: st.DataObject) -> None:
         return
     with pytest.raises(ValueError, match=r"."):
         check_event(event, "acme")
+
+
+def stage_of_no_name(event: pb.Event, entry: dict[str, object]) -> None:
+    event.stage, entry["stage"] = 99, None  # type: ignore[assignment]
+
+
+def outcome_of_no_name(event: pb.Event, entry: dict[str, object]) -> None:
+    event.outcome, entry["outcome"] = 99, ""  # type: ignore[assignment]
+
+
+def time_beyond_the_integers_of_json(event: pb.Event, entry: dict[str, object]) -> None:
+    event.recorded_at.seconds, event.recorded_at.nanos = 2**34, 0
+    entry["recorded_at"] = 2**34 * 1_000_000
+
+
+def number_beyond_the_integers_of_json(event: pb.Event, entry: dict[str, object]) -> None:
+    event.emitter.sequence, entry["emitter"] = 2**60, {"boot_id": event.emitter.boot_id, "sequence": 2**60}
+
+
+def part_of_a_microsecond(event: pb.Event, entry: dict[str, object]) -> None:
+    event.occurred_at.nanos += 1
+
+
+def text_in_the_form_of_a_number(event: pb.Event, entry: dict[str, object]) -> None:
+    entry["code"] = str(event.code)
+
+
+def other_organization(event: pb.Event, entry: dict[str, object]) -> None:
+    event.organization = entry["organization"] = "globex"
+
+
+def other_version(event: pb.Event, entry: dict[str, object]) -> None:
+    entry["v"] = 2
+
+
+def one_field_more(event: pb.Event, entry: dict[str, object]) -> None:
+    entry["w"] = 1
+
+
+TOGETHER = (
+    *(stage_of_no_name, outcome_of_no_name, time_beyond_the_integers_of_json, number_beyond_the_integers_of_json),
+    *(part_of_a_microsecond, text_in_the_form_of_a_number, other_organization, other_version, one_field_more),
+)
+
+
+@pytest.mark.parametrize("change", TOGETHER)
+def test_entry_that_is_none_does_not_pass_when_it_is_shown_alike(
+    change: Callable[[pb.Event, dict[str, object]], None],
+) -> None:
+    event = pb.Event.FromString(LOG.events[1].SerializeToString())
+    entry = jcs.parse(event.entry)
+    event.entry = jcs.canonical(entry)
+    check_event(event, "acme")
+    change(event, entry)
+    # As whoever holds the server and the key may write it: not through the contract's own encoder.
+    event.entry = json.dumps(entry, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+    with pytest.raises(ValueError, match=r"."):
+        check_event(event, "acme")
+
+
+@given(st.text(), st.text(), st.integers(0, 2**53 - 1))
+def test_entries_are_checked_alike_parsed_and_as_shown(actor: str, target: str, sequence: int) -> None:
+    event = pb.Event.FromString(LOG.events[1].SerializeToString())
+    entry = jcs.parse(event.entry)
+    try:
+        event.actor.id, event.emitter.sequence = actor, sequence
+        event.targets.add(id=target, type=actor)
+    except UnicodeEncodeError:
+        return
+    entry["actor"]["id"], entry["emitter"]["sequence"] = actor, sequence
+    entry["targets"].append({"id": target, "type": actor})
+    event.entry = jcs.canonical(entry)
+    assert check_event(event, "acme") == (entry, False)
+    assert as_shown(event, "acme") == entry
+    event.entry = jcs.canonical(entry | {"parent": entry["parent"] + "x"})
+    assert as_shown(event, "acme") is None
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda v: st.lists(v)))

@@ -9,7 +9,8 @@ import pytest
 from lading_server import errors
 from lading_server.errors import Code
 from lading_server.interceptors import methods
-from lading_server.interceptors.audit import NO_HANDLER, Context, Ending
+from lading_server.interceptors.audit import NO_HANDLER
+from lading_server.interceptors.context import Context, Ending
 
 
 class Broken:

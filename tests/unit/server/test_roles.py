@@ -9,11 +9,12 @@ from lading.v1 import (  # noqa: F401
     commands_pb2,
     containers_pb2,
     options_pb2,
+    replicas_pb2,
 )
 from lading_server import roles
 from lading_server.roles import Role
 
-FILES = (access_pb2, agent_link_pb2, agents_pb2, audit_log_pb2, commands_pb2, containers_pb2)
+FILES = (access_pb2, agent_link_pb2, agents_pb2, audit_log_pb2, commands_pb2, containers_pb2, replicas_pb2)
 ASKED_FOR = {
     permission
     for file in FILES
@@ -21,7 +22,7 @@ ASKED_FOR = {
     for method in service.methods
     if (permission := method.GetOptions().Extensions[options_pb2.audit].permission)
 }
-GRANTED = frozenset[str]().union(*roles.GRANTS.values()) | roles.OF_AGENTS | roles.OF_SYSTEM_ADMINS
+GRANTED = frozenset[str]().union(*roles.GRANTS.values()) | roles.OF_AGENTS | roles.OF_REPLICAS | roles.OF_SYSTEM_ADMINS
 
 
 def test_somebody_may_call_every_method() -> None:
@@ -39,7 +40,10 @@ def test_roles_are_those_of_the_contract() -> None:
 
 
 def test_admin_of_an_organization_may_do_all_but_what_agents_and_system_do() -> None:
-    assert roles.permissions({Role.ADMIN}, "acme") == GRANTED - roles.OF_AGENTS - roles.OF_SYSTEM_ADMINS
+    assert (
+        roles.permissions({Role.ADMIN}, "acme")
+        == GRANTED - roles.OF_AGENTS - roles.OF_REPLICAS - roles.OF_SYSTEM_ADMINS
+    )
 
 
 def test_only_admins_of_system_create_organizations() -> None:

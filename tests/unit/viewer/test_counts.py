@@ -42,8 +42,18 @@ def test_facets_show_words_and_send_values() -> None:
     assert [value["word"] for value in groups[0]["values"]] == ["SUCCESS", "FAILURE", "PENDING"]
     (stop,) = groups[1]["values"]
     assert (stop["word"], stop["value"], stop["icon"], stop["state"]) == ("STOP", "container.stop", "stop", "out")
-    # Nothing has it, but it can be taken away.
-    assert [(value["word"], value["total"], value["state"]) for value in groups[2]["values"]] == [("ana", 0, "in")]
+    # Too rare to be among those that are counted: all that is shown is hers.
+    assert [(value["word"], value["total"], value["state"]) for value in groups[2]["values"]] == [("ana", 3, "in")]
+
+
+def test_value_that_nothing_has_can_be_taken_away_again() -> None:
+    nothing = SummarizeEventsResponse()
+    summaries = {kind.field: nothing for kind in facets.KINDS}
+    (group,) = facets.data(View(NOW, CLOCK, text="user:ana,eve"), summaries)
+    assert [(value["word"], value["total"], value["state"]) for value in group["values"]] == [
+        ("ana", 0, "in"),
+        ("eve", 0, "in"),
+    ]
 
 
 def test_histogram_fits_its_highest_bar_and_says_each() -> None:

@@ -130,3 +130,39 @@ def test_address_of_the_caller_is_searched_without_its_port() -> None:
         of.peer = peer
         (field,) = [field for field in data(of)["fields"] if field["name"] == "From"]
         assert field["find"] == {"field": "ip", "value": host}
+
+
+def test_exec_session_is_told_by_its_command_line_exit_code_bytes_and_digest() -> None:
+    asked = event(1, NOW, "container.exec", stage=audit_log_pb2.STAGE_RECEIVED)
+    asked.request.update({"spec": {"command": ["sh", "-c", "exit 3"], "env": {"TOKEN": "[redacted]"}}})
+    done = event(2, NOW, "container.exec", operation=asked.operation)
+    ran: dict[str, Any] = {"exit_code": 3, "input_bytes": 0, "output_bytes": 1234, "output_sha256": "ab12"}
+    done.details["exec"] = ran
+    done.ClearField("request")
+    found = data(done, asked, done)
+    fields = {field["name"]: field["value"] for field in found["fields"]}
+    assert fields["Command line"] == "sh -c 'exit 3'"
+    assert fields["Exit code"] == "3"
+    assert fields["Bytes"] == "0 in, 1,234 out"
+    assert fields["SHA-256 of its output"] == "ab12"
+    assert "[redacted]" in found["request"], "what was asked is with the command's first event"
+    assert "Exit code" not in {field["name"] for field in data(event(3, NOW))["fields"]}
+
+
+def test_drift_is_told_as_what_the_agent_saw() -> None:
+    seen = event(1, NOW, "container.drift")
+    seen.ClearField("duration")
+    seen.ClearField("method")
+    seen.details.update({"action": "die", "attributes": {"exitCode": "137", "signal": "9"}})
+    assert sentence(seen) == "ada@acme.example reported a change that no command made to dock-1/web."
+    fields = {field["name"]: field["value"] for field in data(seen)["fields"]}
+    assert (fields["Engine event"], fields["The engine says"]) == ("die", "exitCode=137, signal=9")
+    (step,) = data(seen, seen)["timeline"]
+    assert step["word"] == "DRIFT reported by the agent"
+    seen.outcome = audit_log_pb2.OUTCOME_UNKNOWN
+    assert sentence(seen) == "ada@acme.example does not know all that happened on dock-1/web."
+
+
+def test_advice_for_a_rollout_is_about_rollouts() -> None:
+    failed = event(1, NOW, "rollout.stop", outcome=audit_log_pb2.OUTCOME_FAILURE, code=9, error="it is over")
+    assert "lading rollouts ls" in data(failed)["error"]["advice"]

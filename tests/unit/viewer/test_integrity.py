@@ -17,7 +17,7 @@ from lading_client.verify import receipts
 from lading_client.verify.broken import Broken
 from lading_viewer import connection, integrity, pinned
 from tests.unit.client import made_log
-from tests.unit.client.made_log import MadeLog
+from tests.unit.client.made_log import MadeLog, erase
 from tests.unit.viewer import audit_server
 from tests.unit.viewer.audit_server import ORGANIZATION, Log
 from tests.unit.viewer.conftest import component
@@ -45,13 +45,6 @@ def proof(page: AppTest) -> dict[str, Any]:
     assert drawer is not None
     found: dict[str, Any] = drawer["proof"]
     return found
-
-
-def erase(event: pb.Event) -> None:
-    for name in ("entry_details", "salt", "reason", "error", "request", "diff", "details"):
-        event.ClearField(name)  # type: ignore[arg-type]
-    event.actor.CopyFrom(pb.Actor(type=event.actor.type, id=event.actor.id))
-    event.erasure.actor, event.erasure.reason = "ada", "asked for"
 
 
 def test_honest_log_without_witness_is_grey_and_says_so(made: MadeLog, open_page: Open) -> None:

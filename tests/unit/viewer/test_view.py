@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, parse_qsl
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lading.v1 import audit_log_pb2
@@ -70,6 +70,7 @@ def test_excluded_value_is_not_wanted_and_a_click_takes_it_away() -> None:
     assert excluded.with_term("status", "SUCCESS").text == ""
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=30).filter(lambda text: text.strip() == text and text.isprintable()))
 def test_value_that_is_picked_is_what_the_server_is_asked_for(value: str) -> None:
     (match,) = view().with_term("user", value).query.filter.matches
