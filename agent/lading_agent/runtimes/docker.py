@@ -20,8 +20,9 @@ from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Tra
 from lading_agent.runtimes.docker_log import (
     Bookmark,
     LogEntry,
+    count_before,
     framed_entries,
-    head_of,
+    mark_tail,
     pieces_of,
     raw_entries,
     read_position,
@@ -153,13 +154,11 @@ class DockerRuntime:
                 yield piece
 
     async def _find_tail(self, id: str, tty: bool, query: LogQuery) -> tuple[int, int]:
-        """Since when to read to get the last lines, and how many entries of that time come before them: where times are
-        coarse, as Podman's, many have the same."""
-        since_ns, wanted = await head_of(self._entries(id, tty, query.since_ns, tail=query.tail))
-        if not wanted:
+        """Since when to read to get the last lines, and how many entries come before them."""
+        since_ns, tail = await mark_tail(self._entries(id, tty, query.since_ns, tail=query.tail))
+        if not tail:
             return query.since_ns, 0
-        _, there = await head_of(self._entries(id, tty, since_ns))
-        return since_ns, max(0, there - wanted)
+        return since_ns, await count_before(tail, self._entries(id, tty, since_ns))
 
     async def _entries(
         self, id: str, tty: bool, since_ns: int, follow: bool = False, tail: int = 0

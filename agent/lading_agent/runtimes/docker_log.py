@@ -144,16 +144,30 @@ def _forgotten() -> RuntimeFailure:
     return RuntimeFailure(words, StatusCode.OUT_OF_RANGE)
 
 
-async def head_of(batches: AsyncGenerator[list[LogEntry], None]) -> tuple[int, int]:
-    """Time of the first entry, and how many have it in a row; zeros when there is none."""
-    at_ns, count = 0, 0
+async def mark_tail(batches: AsyncGenerator[list[LogEntry], None]) -> tuple[int, list[int]]:
+    """The oldest time among these entries, and what they are known by; zero and none when there are none. The first of
+    them need not be the oldest: the engine may write a line before one of the other source that came earlier."""
+    oldest_ns, tail = 0, list[int]()
     async with aclosing(batches):
         async for batch in batches:
             for entry in batch:
-                if count and entry.at_ns != at_ns:
-                    return at_ns, count
-                at_ns, count = entry.at_ns, count + 1
-    return at_ns, count
+                oldest_ns = min(oldest_ns or entry.at_ns, entry.at_ns)
+                tail.append(hash(entry))
+    return oldest_ns, tail
+
+
+async def count_before(tail: list[int], batches: AsyncGenerator[list[LogEntry], None]) -> int:
+    """How many entries come before those of the tail; 0 when they are not there any more."""
+    sought, window = deque(tail), deque[int](maxlen=len(tail))
+    read = found = 0
+    async with aclosing(batches):
+        async for batch in batches:
+            for entry in batch:
+                window.append(hash(entry))
+                read += 1
+                if window == sought:
+                    found = read - len(tail)
+    return found
 
 
 async def framed_entries(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[LogEntry], None]:

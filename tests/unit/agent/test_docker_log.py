@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from lading_agent.runtimes.docker_log import (
     SETTLED_NS,
     Bookmark,
     LogEntry,
+    count_before,
+    mark_tail,
     pieces_of,
     raw_entries,
     read_position,
@@ -66,7 +68,7 @@ def entries_of(lines: list[Line]) -> list[LogEntry]:
     return found + open_line
 
 
-async def batches(entries: list[LogEntry], size: int = 3) -> AsyncIterator[list[LogEntry]]:
+async def batches(entries: list[LogEntry], size: int = 3) -> AsyncGenerator[list[LogEntry], None]:
     for start in range(0, len(entries), size):
         yield entries[start : start + size]
 
@@ -113,6 +115,24 @@ def test_what_was_written_meanwhile_follows(lines: list[Line], data: st.DataObje
     asyncio.run(run())
 
 
+@settings(max_examples=100)
+@given(lines=LINES, wanted=st.integers(min_value=1, max_value=35), data=st.data())
+def test_the_last_entries_are_those_of_the_file_whatever_their_times(
+    lines: list[Line], wanted: int, data: st.DataObject
+) -> None:
+    async def run() -> None:
+        log = entries_of(lines)
+        there = data.draw(st.integers(min_value=1, max_value=len(log)))
+        since_ns, tail = await mark_tail(batches(log[:there][-wanted:]))
+        skip = await count_before(tail, batches([entry for entry in log if entry.at_ns >= since_ns]))
+        given = [entry for entry in log if entry.at_ns >= since_ns]
+        got = [piece.data async for piece in pieces_of(batches(given), Bookmark(ID, since_ns), skip, None, False)]
+        last = [entry.data for entry in log[:there][-wanted:]]
+        assert b"".join(got).startswith(b"".join(last))
+
+    asyncio.run(run())
+
+
 async def test_what_the_engine_has_rotated_away_is_said_and_not_skipped() -> None:
     log = entries_of([Line(10**9, False, 1)] * 40)
     _, position = await read(log, "", 5)
@@ -134,7 +154,7 @@ def test_a_position_of_another_container_is_refused() -> None:
     assert failure.value.code == StatusCode.FAILED_PRECONDITION
 
 
-async def one_by_one(text: bytes) -> AsyncIterator[bytes]:
+async def one_by_one(text: bytes) -> AsyncGenerator[bytes, None]:
     for byte in text:
         yield bytes([byte])
 

@@ -10,7 +10,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from lading_viewer import connection, session
+from lading_viewer import connection, integrity, session
 from tests.unit.viewer import audit_server
 from tests.unit.viewer.audit_server import Log
 
@@ -21,8 +21,10 @@ def now() -> datetime:
 
 
 @pytest.fixture
-def log() -> Iterator[Log]:
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     """An empty log that the viewer is connected to."""
+    # A port may come again, with another log behind it.
+    monkeypatch.setattr(integrity, "_logs", {})
     log = Log()
     address, stop = audit_server.serve(log)
     connection.configure(connection.Connection(address))
