@@ -32,8 +32,8 @@ def agent() -> None:
     envvar="LADING_SERVER",
     default="127.0.0.1:7443",
     show_default=True,
-    metavar="HOST:PORT",
-    help="The control plane.",
+    metavar="HOST:PORT[,…]",
+    help="The control plane; of several servers with one database, the IP addresses.",
 )
 @click.option(
     "--token-file",

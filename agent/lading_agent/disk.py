@@ -100,7 +100,9 @@ class Disk:
         self._writing = False
         if self._waiting:
             self._write_waiting()
-        for unit, (answer, failure) in zip(batch, done.result(), strict=True):
+        fault = done.exception()
+        answers = done.result() if fault is None else [(None, self._failure(fault))] * len(batch)
+        for unit, (answer, failure) in zip(batch, answers, strict=True):
             if unit.answer.done():
                 continue
             if failure is None:
@@ -113,15 +115,15 @@ class Disk:
         self._room = self._hold_reserve()
         try:
             return self._transact(batch)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:
             if len(batch) > 1:
                 return [answer for unit in batch for answer in self._commit([unit])]
+            if not isinstance(error, sqlite3.Error | OSError):
+                return [(None, error)]
             if not self._is_full(error):
                 return [(None, self._failure(error))]
             if not self._give_up_reserve():
                 return [(None, DiskFull(self._full()))]
-        except Exception as error:
-            return [(None, error)] * len(batch)
         self._room = False
         try:
             return self._transact(batch)
@@ -148,7 +150,7 @@ class Disk:
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> JournalError:
+    def _failure(self, error: BaseException) -> JournalError:
         return JournalError(f"the journal in {self.folder} cannot be written ({error}); nothing was done")
 
     def _full(self) -> str:
@@ -160,7 +162,9 @@ class Disk:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise JournalError(f"another agent runs on {self.folder}: give each one its own --data folder") from None
+            raise JournalError(
+                f"another agent runs on {self.folder}: stop it, or give each one its own --data folder"
+            ) from None
         path = self.folder / FILE
         path.touch(mode=0o600)
         self.connection = sqlite3.connect(path, check_same_thread=False)

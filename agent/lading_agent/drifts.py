@@ -12,6 +12,7 @@ import uuid
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -99,6 +100,7 @@ class Drifts:
                 queue.put_nowait(event)
 
         listener = asyncio.create_task(listen())
+        waiting: list[asyncio.Future[Any]] = [listener]
         try:
             await asyncio.sleep(REPLAY_WITHIN)
             found = taken(queue)
@@ -106,16 +108,17 @@ class Drifts:
             await self._report(found, since_ns if gap else None, began_ns)
             while not listener.done():
                 getting = asyncio.ensure_future(queue.get())
-                await asyncio.wait({getting, listener}, return_when=asyncio.FIRST_COMPLETED)
+                waiting = [listener, getting]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if not getting.done():
-                    getting.cancel()
                     break
                 await asyncio.sleep(COALESCE_WITHIN)
                 await self._report([getting.result(), *taken(queue)])
             await listener
         finally:
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _find_gap(self, events: list[RuntimeEvent], since_ns: int, until_ns: int) -> bool:
         """Whether containers changed meanwhile, and the runtime does not remember it: it was restarted, or too much

@@ -24,6 +24,7 @@ from lading.v1.containers_pb2 import Container
 from lading_agent.runtimes import COMMAND_LABEL
 
 ALIVE = frozenset({"running", "paused", "restarting"})
+REMOVED = frozenset({"destroy", "remove"})
 ENDING_SIGNALS = frozenset({"", "KILL", "9"})
 
 
@@ -45,7 +46,7 @@ def weigh(envelope: Envelope, before: Container | None, now: Container | None, a
     """
     verb = envelope.verb
     if verb == VERB_CREATE:
-        return _weigh_create(envelope.command, now)
+        return _weigh_create(envelope.command, now, actions)
     if before is None:
         return _unknown("what it acts on leaves no trace to inspect")
     if verb == VERB_REMOVE:
@@ -55,7 +56,7 @@ def weigh(envelope: Envelope, before: Container | None, now: Container | None, a
     if verb in (VERB_START, VERB_RESTART):
         return _weigh_start(before, now)
     if verb == VERB_STOP:
-        return _weigh_end(before, now)
+        return _weigh_end(before, now, actions)
     if verb == VERB_KILL:
         return _weigh_kill(envelope, before, now, actions)
     if verb in (VERB_PAUSE, VERB_UNPAUSE):
@@ -64,11 +65,13 @@ def weigh(envelope: Envelope, before: Container | None, now: Container | None, a
     return _unknown("this verb leaves no trace to inspect")
 
 
-def _weigh_create(command: str, now: Container | None) -> Verdict:
+def _weigh_create(command: str, now: Container | None, actions: frozenset[str]) -> Verdict:
     if now is None:
         return _unknown("there is no container of that name: it was not made, or is gone again")
     if now.labels.get(COMMAND_LABEL) == command:
         return _succeeded(f"container {now.id[:12]} carries the label of this command")
+    if actions & REMOVED:
+        return _unknown(f"container {now.id[:12]} is another one, and one of that name was removed since")
     return Verdict(
         COMMAND_STATE_FAILED,
         StatusCode.ALREADY_EXISTS,
@@ -79,7 +82,7 @@ def _weigh_create(command: str, now: Container | None) -> Verdict:
 def _weigh_remove(before: Container, now: Container | None, actions: frozenset[str]) -> Verdict:
     if now is not None and now.id == before.id:
         return _failed(f"container {now.id[:12]} is still there")
-    if actions & {"destroy", "remove"}:
+    if actions & REMOVED:
         return _succeeded("the container is gone, and the runtime reported its removal")
     return _unknown("the container is gone, but no event tells whether this command removed it")
 
@@ -107,8 +110,12 @@ def _weigh_start(before: Container, now: Container) -> Verdict:
     return _failed("StartedAt has not changed")
 
 
-def _weigh_end(before: Container, now: Container) -> Verdict:
+def _weigh_end(before: Container, now: Container, actions: frozenset[str]) -> Verdict:
     if now.finished_at != before.finished_at:
+        if now.state in ALIVE and "stop" not in actions:
+            # As after a crash of the engine, which starts by its policy what it did not stop.
+            ended = now.finished_at.ToJsonString()
+            return _unknown(f"it ended at {ended} and is {now.state} again; no event tells whether it was stopped")
         return _succeeded(f"FinishedAt is now {now.finished_at.ToJsonString()}")
     if before.state not in ALIVE:
         return Verdict(COMMAND_STATE_FAILED, StatusCode.FAILED_PRECONDITION, f"it was {before.state} before")
@@ -120,7 +127,7 @@ def _weigh_end(before: Container, now: Container) -> Verdict:
 def _weigh_kill(envelope: Envelope, before: Container, now: Container, actions: frozenset[str]) -> Verdict:
     if "kill" in actions:
         return _succeeded("the runtime reported the signal")
-    verdict = _weigh_end(before, now)
+    verdict = _weigh_end(before, now, actions)
     ends = envelope.arguments.signal.upper().removeprefix("SIG") in ENDING_SIGNALS
     if verdict.code == StatusCode.ABORTED and not ends:
         return _unknown(f"it is {now.state}; whether the signal reached it leaves no trace")

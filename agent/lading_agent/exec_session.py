@@ -31,8 +31,9 @@ ATTACH_WITHIN = 15.0
 HANG_UP_WITHIN = 8.0
 LOOK_AGAIN_AFTER = 0.05
 LOOK_AGAIN_AFTER_MAX = 5.0
-# A runtime that does not answer is asked for so long.
+# A runtime that does not answer is asked for so long, each time for some seconds.
 PATIENCE = 60.0
+LOOK_WITHIN = 5.0
 RECORD_BYTES_MAX = 32 * 1024
 
 
@@ -78,6 +79,8 @@ class ExecSession:
             return Verdict(COMMAND_STATE_CANCELLED, StatusCode.CANCELLED, "executed"), str(error)
         except InDoubt as error:
             return await self.investigate(self.handle, limit, str(error))
+        except TimeoutError:
+            return await self.investigate(self.handle, 0.0, f"it did not begin within {self._within:g} s")
         except AgentError as error:
             if self._program is not None:
                 return await self.investigate(self.handle, limit, str(error))
@@ -94,14 +97,16 @@ class ExecSession:
         except NobodyReads as error:
             raise Cancelled(f"its caller had gone before it began: {error}; nothing was done") from None
         self._check_wanted()
-        self.handle = await self._runtime.prepare_program(before.id, self._spec, self._command)
-        # A crash before this line has run nothing; one after it finds the program by this.
-        await self._journal.keep_handle(self._command, self.handle)
-        self._check_wanted()
-        self._program = await self._runtime.start_program(before.id, self.handle, self._spec)
+        began = time.monotonic()
+        async with asyncio.timeout(limit):
+            self.handle = await self._runtime.prepare_program(before.id, self._spec, self._command)
+            # A crash before this line has run nothing; one after it finds the program by this.
+            await self._journal.keep_handle(self._command, self.handle)
+            self._check_wanted()
+            self._program = await self._runtime.start_program(before.id, self.handle, self._spec)
         feeding = asyncio.create_task(self._feed(carrier, self._program))
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit - (time.monotonic() - began) if limit is not None else None):
                 code = await self._follow(carrier, self._program)
         except TimeoutError:
             return await self._overrun(self._program, carrier)
@@ -169,6 +174,7 @@ class ExecSession:
     def _sum_up(self, code: int | None) -> None:
         self.summary = ExecSummary(
             exit_code=code or 0,
+            still_runs=code is None,
             input_bytes=self._input_bytes,
             output_bytes=self._output_bytes,
             output_sha256=self._digest.digest(),
@@ -183,10 +189,12 @@ class ExecSession:
         began, pause = time.monotonic(), LOOK_AGAIN_AFTER
         while True:
             try:
-                trace = await self._runtime.trace_program(handle)
-            except (RuntimeFailure, InDoubt) as error:
+                async with asyncio.timeout(LOOK_WITHIN):
+                    trace = await self._runtime.trace_program(handle)
+            except (RuntimeFailure, InDoubt, TimeoutError) as error:
                 if time.monotonic() - began > PATIENCE:
-                    return _verdict(COMMAND_STATE_UNKNOWN, StatusCode.UNAVAILABLE, str(error), why)
+                    words = str(error) or f"the runtime did not answer within {LOOK_WITHIN:g} s"
+                    return _verdict(COMMAND_STATE_UNKNOWN, StatusCode.UNAVAILABLE, words, why)
             else:
                 if not trace.running:
                     break

@@ -1,10 +1,12 @@
 """Channels to the server: TLS unless it is on this machine, and what keeps a broken one from looking alive."""
 
+import random
 from importlib.metadata import version
 
 import grpc
 
-from lading_agent.settings import Settings
+from lading_agent.errors import SettingsError
+from lading_agent.settings import Settings, ip_version
 
 # The server must allow pings at least twice as often.
 KEEPALIVE_MS = 20_000
@@ -13,7 +15,8 @@ MESSAGE_BYTES_MAX = 16 << 20
 
 
 def open_channel(settings: Settings) -> grpc.aio.Channel:
-    """A connection of its own: no other channel shares it, nor its memory of failures."""
+    """A connection of its own: no other channel shares it, nor its memory of failures. Raises SettingsError when the
+    file of certificates cannot be read any more."""
     options: list[tuple[str, str | int]] = [
         ("grpc.primary_user_agent", f"lading-agent/{version('lading')}"),
         ("grpc.use_local_subchannel_pool", 1),
@@ -23,10 +26,26 @@ def open_channel(settings: Settings) -> grpc.aio.Channel:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ]
+    addresses = settings.server.split(",")
+    if len(addresses) > 1:
+        # Whose certificate theirs must be.
+        options.append(("grpc.default_authority", addresses[0].rpartition(":")[0].strip("[]")))
+    server = target(addresses)
     if settings.ca is None:
-        return grpc.aio.insecure_channel(settings.server, [*options, ("grpc.enable_http_proxy", 0)])
-    credentials = grpc.ssl_channel_credentials(settings.ca.read_bytes())
-    return grpc.aio.secure_channel(settings.server, credentials, options)
+        return grpc.aio.insecure_channel(server, [*options, ("grpc.enable_http_proxy", 0)])
+    try:
+        certificates = settings.ca.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read --ca {settings.ca}: {error.strerror}") from None
+    return grpc.aio.secure_channel(server, grpc.ssl_channel_credentials(certificates), options)
+
+
+def target(addresses: list[str]) -> str:
+    """As grpc names these servers: it connects to the first that answers. Each time in another order, so that agents
+    spread over those that are there."""
+    if len(addresses) == 1:
+        return addresses[0]
+    return f"ipv{ip_version(addresses[0])}:{','.join(random.sample(addresses, len(addresses)))}"
 
 
 def identity(settings: Settings) -> tuple[tuple[str, str], ...]:

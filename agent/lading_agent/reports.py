@@ -113,6 +113,10 @@ class Reports:
                 return await find(self._runtime, envelope.container)
         except (AgentError, TimeoutError):
             return None
+        except Exception:
+            # What has ended is told without it.
+            log.exception("%s: a fault of the agent, looking at the container", words(envelope))
+            return None
 
 
 def make_result(command: str, verdict: Verdict, error: str) -> Result:

@@ -156,8 +156,9 @@ class Session:
             # Of the call, by a part that failed; or of this task, by who runs it.
             if self._fault is None:
                 raise
-            log.error("a fault of the agent", exc_info=self._fault)
-            return Ending(f"a fault of the agent: {self._fault!r}", lived=self._epoch > 0)
+            return self._fail(self._fault)
+        except Exception as error:
+            return self._fail(error)
         finally:
             self._worker.send = lambda frame: None
             for task in self._tasks:
@@ -344,6 +345,11 @@ class Session:
         if self._call is not None:
             self._call.cancel()
 
+    def _fail(self, fault: BaseException) -> Ending:
+        """It ends this session, and not the agent: commands go on, and the next session tells of them."""
+        log.error("a fault of the agent", exc_info=fault)
+        return Ending(f"a fault of the agent: {fault!r}", lived=self._epoch > 0)
+
     def _ending(self, error: grpc.aio.AioRpcError | None) -> Ending:
         lived = self._epoch > 0
         if self._drain is not None:
@@ -360,7 +366,9 @@ def read_ending(error: grpc.aio.AioRpcError, lived: bool) -> Ending:
     """What the status of a session means for the next one."""
     code, details = error.code(), error.details() or ""
     retry, info = read_detail(error, RetryInfo), read_detail(error, ErrorInfo)
-    wait = float(retry.retry_delay.ToTimedelta().total_seconds()) if retry is not None else None
+    wait = retry.retry_delay.ToTimedelta().total_seconds() if retry is not None else None
+    if wait is not None and wait <= 0:
+        wait = None  # it leaves it to the agent, which would else connect without a pause
     if info is not None and info.reason == CLONED:
         return Ending(f"{CLONED_WORDS}; the server says: {details}", wait, slow=True, lived=lived)
     if code == StatusCode.UNAUTHENTICATED:

@@ -77,15 +77,20 @@ def agent_name(token: Token, asked: str | None) -> str:
 
 
 def check_server(server: str, ca: pathlib.Path | None) -> None:
-    """Raises SettingsError unless it is HOST:PORT, by TLS or on this machine."""
-    host, separator, port = server.rpartition(":")
-    if not separator or not host or not port.isdigit():
-        raise SettingsError(f"--server must be HOST:PORT, as in 127.0.0.1:7443, not {server!r}")
-    if ca is None and not is_loopback(host):
-        raise SettingsError(
-            f"{host} is not this machine, and the agent speaks without TLS only on the machine itself: "
-            "give --ca FILE, the certificate that signed the server's"
-        )
+    """Raises SettingsError unless it is HOST:PORT, by TLS or on this machine; or several with commas between, by IP
+    addresses."""
+    addresses = server.split(",")
+    for address in addresses:
+        host, separator, port = address.rpartition(":")
+        if not separator or not host or not port.isdigit():
+            raise SettingsError(f"--server must be HOST:PORT, as in 127.0.0.1:7443, not {address!r}")
+        if ca is None and not is_loopback(host):
+            raise SettingsError(
+                f"{host} is not this machine, and the agent speaks without TLS only on the machine itself: "
+                "give --ca FILE, the certificate that signed the server's"
+            )
+    if len(addresses) > 1 and {ip_version(address) for address in addresses} not in ({4}, {6}):
+        raise SettingsError(f"--server {server}: several are given by IP addresses, all IPv4 or all IPv6, not by names")
     if ca is not None and not ca.is_file():
         raise SettingsError(f"--ca {ca}: there is no such file")
 
@@ -98,6 +103,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def ip_version(address: str) -> int:
+    """Of HOST:PORT: 4 or 6, and 0 when the host is a name."""
+    try:
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).version
+    except ValueError:
+        return 0
 
 
 def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -94,7 +94,7 @@ class Witness:
             if result.HasField("exec"):
                 statement = replace(
                     statement,
-                    exit_code=result.exec.exit_code,
+                    exit_code=None if result.exec.still_runs else result.exec.exit_code,
                     output_sha256=result.exec.output_sha256,
                     output_bytes=result.exec.output_bytes,
                 )

@@ -19,6 +19,7 @@ from lading.v1.commands_pb2 import (
     COMMAND_STATE_CANCELLED,
     COMMAND_STATE_FAILED,
     COMMAND_STATE_SUCCEEDED,
+    COMMAND_STATE_UNKNOWN,
     VERB_EXEC,
 )
 from lading.v1.containers_pb2 import Container
@@ -182,9 +183,9 @@ class Worker:
             job.cancelled = job.cancelled or _nothing_done(reason)
             if job.session is not None:
                 job.session.hang_up(reason)
-        if self._sessions:
-            await asyncio.wait(self._sessions, timeout=within)
-        return await self.idle(within) and not self._sessions
+        if work := self._tasks | self._sessions:
+            await asyncio.wait(work, timeout=within)
+        return not self._tasks and not self._sessions
 
     async def idle(self, within: float) -> bool:
         """Wait until nothing runs but exec sessions, in seconds; whether that came."""
@@ -243,11 +244,17 @@ class Worker:
 
     async def _finish(self, job: Job) -> None:
         began = time.monotonic()
-        if job.begun is None:
-            verdict, error = await self._execute(job)
-        else:
-            log.info("%s: was under way when the agent ended; looking for evidence", words(job.envelope))
-            verdict, error = await self._investigate(job, "the agent ended")
+        try:
+            if job.begun is None:
+                verdict, error = await self._execute(job)
+            else:
+                log.info("%s: was under way when the agent ended; looking for evidence", words(job.envelope))
+                verdict, error = await self._investigate(job, "the agent ended")
+        except Exception as fault:
+            # Whoever waits for it is told now, and not when the agent ends.
+            log.exception("%s: a fault of the agent", words(job.envelope))
+            verdict = Verdict(COMMAND_STATE_UNKNOWN, StatusCode.INTERNAL, "a fault of the agent")
+            error = f"what became of it is not known, for a fault of the agent: {fault!r}"
         await self._reports.settle(
             job.envelope,
             verdict,
@@ -324,13 +331,16 @@ class Worker:
         return verdict, "" if verdict.state == COMMAND_STATE_SUCCEEDED else f"{why}: {verdict.words}"
 
     async def _overrun(self, job: Job, limit: float) -> tuple[Verdict, str]:
-        """Its time is over: done after all, as far as can be seen, or FAILED with DEADLINE_EXCEEDED."""
+        """Its time is over: done after all, as far as can be seen; UNKNOWN when what is seen decides nothing; or FAILED
+        with DEADLINE_EXCEEDED."""
         if job.start is None:
             verdict = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, EXECUTED)
             return verdict, f"not begun within {limit:g} s; nothing was done"
         verdict = await self._inquiry.look(job.envelope, job.before, job.start.at_ns)
         if verdict.state == COMMAND_STATE_SUCCEEDED:
             return verdict, ""
+        if verdict.state == COMMAND_STATE_UNKNOWN and job.envelope.verb not in BREAKABLE:
+            return verdict, f"not done within {limit:g} s: {verdict.words}"
         failed = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, verdict.words)
         return failed, f"not done within {limit:g} s, the runtime may still finish it: {verdict.words}"
 

@@ -21,6 +21,7 @@ from lading_agent.runtimes.docker_log import (
     Bookmark,
     LogEntry,
     count_before,
+    count_to_tail,
     framed_entries,
     mark_tail,
     pieces_of,
@@ -28,9 +29,12 @@ from lading_agent.runtimes.docker_log import (
     read_position,
 )
 from lading_agent.runtimes.engine import Engine, json_lines
+from lading_agent.runtimes.podman_log import bytes_to_tail, raw_pieces, read_raw_position
 
 INSPECTIONS_AT_ONCE = 8
 SILENCE = 0.3
+# An engine that hangs must not keep the agent from its server.
+TITLE_WITHIN = 2.0
 # Podman's words for what Docker calls otherwise.
 STATES = {"configured": "created", "initialized": "created", "stopped": "exited", "stopping": "running"}
 ACTIONS = {"died": "die", "remove": "destroy"}
@@ -52,12 +56,15 @@ class DockerRuntime:
 
     async def title(self) -> str:
         try:
-            version = await self._engine.ask("/version")
-        except RuntimeFailure:
+            async with asyncio.timeout(TITLE_WITHIN):
+                # Its /version runs three programs, and takes seconds on a busy machine.
+                if podman := await self._engine.podman_version():
+                    return f"podman {podman}"
+                version = await self._engine.ask("/version")
+        except (RuntimeFailure, TimeoutError):
             return "docker"
         parts = version.get("Components") or [{"Name": "Engine", "Version": version.get("Version", "")}]
-        program = "podman" if "podman" in parts[0]["Name"].lower() else "docker"
-        return f"{program} {parts[0]['Version']}"
+        return f"docker {parts[0]['Version']}"
 
     async def close(self) -> None:
         await self._engine.close()
@@ -108,6 +115,9 @@ class DockerRuntime:
         await self._change(id, "start", refusal="is already running")
 
     async def stop(self, id: str, grace: float) -> None:
+        if self._engine.is_podman and read_container(await self._inspect(id)).state == "created":
+            # It would do nothing, and say that it did.
+            raise RuntimeFailure("the container is not running", Unchanged.code)
         await self._change(id, "stop", refusal="is not running", t=str(math.ceil(grace)))
 
     async def restart(self, id: str, grace: float) -> None:
@@ -141,6 +151,11 @@ class DockerRuntime:
             raise RuntimeFailure(f"No such container: {name}", StatusCode.NOT_FOUND)
         id, tty = found["Id"], bool(found["Config"].get("Tty"))
         skip, newest_ns, since_ns = 0, None, query.since_ns
+        if tty and self._engine.is_podman:
+            async with aclosing(self._raw_log(id, query)) as raw:
+                async for piece in raw:
+                    yield piece
+            return
         if query.after:
             since_ns, skip, newest_ns = read_position(query.after, id)
         elif query.tail:
@@ -155,10 +170,35 @@ class DockerRuntime:
 
     async def _find_tail(self, id: str, tty: bool, query: LogQuery) -> tuple[int, int]:
         """Since when to read to get the last lines, and how many entries come before them."""
+        if self._engine.is_podman:
+            # Its own tail puts lines that it wrote in pieces together in the wrong order.
+            return query.since_ns, await count_to_tail(self._entries(id, tty, query.since_ns), query.tail)
         since_ns, tail = await mark_tail(self._entries(id, tty, query.since_ns, tail=query.tail))
         if not tail:
             return query.since_ns, 0
         return since_ns, await count_before(tail, self._entries(id, tty, since_ns))
+
+    async def _raw_log(self, id: str, query: LogQuery) -> AsyncGenerator[LogPiece, None]:
+        """Of a terminal in Podman, which gives the time of each piece that a program wrote, also amid a line, where
+        nothing tells it from the log itself. Positions count bytes instead."""
+        asked = {"stdout": "1", "stderr": "1"} | ({"timestamps": "1"} if query.timestamps else {})
+        since_ns, skip = query.since_ns, 0
+        if query.after:
+            since_ns, skip = read_raw_position(query.after, id, stamps=query.timestamps)
+        if since_ns:
+            asked["since"] = _seconds(since_ns)
+        path = f"/containers/{id}/logs"
+        if query.tail and not query.after:
+            async with aclosing(self._engine.stream(path, asked)) as chunks:
+                skip = await bytes_to_tail(chunks, query.tail)
+        if query.follow:
+            asked["follow"] = "1"
+        async with (
+            aclosing(self._engine.stream(path, asked)) as chunks,
+            aclosing(raw_pieces(chunks, id, since_ns, skip, stamps=query.timestamps)) as pieces,
+        ):
+            async for piece in pieces:
+                yield piece
 
     async def _entries(
         self, id: str, tty: bool, since_ns: int, follow: bool = False, tail: int = 0

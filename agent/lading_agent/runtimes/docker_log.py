@@ -119,7 +119,7 @@ async def pieces_of(
         for entry in batch:
             if skip:
                 if newest_ns is not None and entry.at_ns > newest_ns:
-                    raise _forgotten()
+                    raise forgotten()
                 skip -= 1
                 bookmark.pass_by(entry)
                 continue
@@ -136,10 +136,11 @@ async def pieces_of(
         for piece in pieces:
             yield piece
     if skip and newest_ns is not None:
-        raise _forgotten()
+        raise forgotten()
 
 
-def _forgotten() -> RuntimeFailure:
+def forgotten() -> RuntimeFailure:
+    """Of a position that is there no more."""
     words = "the engine has thrown away what came next in this log (it rotates them): ask again with since"
     return RuntimeFailure(words, StatusCode.OUT_OF_RANGE)
 
@@ -168,6 +169,19 @@ async def count_before(tail: list[int], batches: AsyncGenerator[list[LogEntry], 
                 if window == sought:
                     found = read - len(tail)
     return found
+
+
+async def count_to_tail(batches: AsyncGenerator[list[LogEntry], None], lines: int) -> int:
+    """How many entries come before the last lines."""
+    begins, read, whole = deque[int](maxlen=lines), 0, True
+    async with aclosing(batches):
+        async for batch in batches:
+            for entry in batch:
+                if whole:
+                    begins.append(read)
+                whole = entry.data.endswith(b"\n")
+                read += 1
+    return begins[0] if begins else 0
 
 
 async def framed_entries(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[LogEntry], None]:
@@ -235,7 +249,9 @@ def read_time(stamp: bytes) -> int:
     if found is None:
         return 0
     second, fraction, zone = found.groups()
-    return _second(second + zone) * 1_000_000_000 + int((fraction or b"").ljust(9, b"0"))
+    # Podman says no fraction, and has it: what was logged in a second counts as logged at its end, so that a position
+    # after it is not in the middle of the others.
+    return _second(second + zone) * 1_000_000_000 + int((fraction or b"999999999").ljust(9, b"0"))
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,8 @@ PIECE_BYTES_MAX = 64 * 1024
 LOOK_AGAIN_AFTER = 0.01
 LOOK_AGAIN_AFTER_MAX = 1.0
 RESIZE_TRIES = 5
+# Exit codes of a program that is not there, or is none.
+CANNOT_RUN = (126, 127)
 # What a person at the terminal would type, with time between: a shell takes the end of its input only once it is asked
 # for the next line.
 INTERRUPT, END_OF_INPUT = b"\x03", b"\x04"
@@ -59,9 +61,14 @@ async def trace(engine: Engine, exec: str) -> Trace:
         raise
     if found["Running"]:
         return Trace(True, True, None, f"exec {exec[:12]} still runs; the engine has no way to end it")
-    if found["ExitCode"] is None:
+    if not _ended(engine, found):
         return Trace(False, False, None, f"exec {exec[:12]} was never begun")
     return Trace(True, False, int(found["ExitCode"]), f"the engine says that exec {exec[:12]} ended")
+
+
+def _ended(engine: Engine, found: dict[str, Any]) -> bool:
+    """Docker has no exit code before; Podman has 0 from the beginning."""
+    return not found["Running"] and bool(found["CanRemove"] if engine.is_podman else found["ExitCode"] is not None)
 
 
 class DockerProgram:
@@ -136,13 +143,15 @@ class DockerProgram:
         pause = LOOK_AGAIN_AFTER
         while True:
             found = await self._engine.ask(f"/exec/{self._exec}/json")
-            if not found["Running"] and found["ExitCode"] is not None:
+            if _ended(self._engine, found):
                 break
             await asyncio.sleep(pause)
             pause = min(LOOK_AGAIN_AFTER_MAX, pause * 2)
         code = int(found["ExitCode"])
-        if code and not found["Pid"]:
-            words = self._last_words.decode(errors="replace").strip()
+        words = self._last_words.decode(errors="replace").strip()
+        # Podman knows no process of what has ended: its words are all there is.
+        never = "OCI " in words and code in CANNOT_RUN if self._engine.is_podman else not found["Pid"]
+        if code and never:
             raise CannotRun(words or "the engine could not run it", code)
         return code
 

@@ -29,11 +29,14 @@ CODES = {
     501: StatusCode.UNIMPLEMENTED,
     503: StatusCode.UNAVAILABLE,
 }
+# Answers of a proxy that did not get the engine's.
+GATEWAY = frozenset({502, 504})
 # What a 500 means by its words: Podman has some where Docker answers 409 or 400, and Docker one at unpause.
 MEANINGS = {
     "container state improper": StatusCode.FAILED_PRECONDITION,
     "is not paused": StatusCode.FAILED_PRECONDITION,
     "invalid signal": StatusCode.INVALID_ARGUMENT,
+    "no such container": StatusCode.NOT_FOUND,
 }
 
 
@@ -51,6 +54,18 @@ class Engine:
         self._address = "http://engine" if self._unix_path else f"{'https' if self._tls else 'http'}://{rest}"
         self._session: aiohttp.ClientSession | None = None
         self._version: str | None = None
+        self._podman = ""
+
+    @property
+    def is_podman(self) -> bool:
+        """Whether Podman answers; known once anything has been asked."""
+        return bool(self._podman)
+
+    async def podman_version(self) -> str:
+        """Empty when it is another engine."""
+        if self._version is None:
+            await self._negotiate()
+        return self._podman
 
     async def open(self) -> None:
         connector: aiohttp.BaseConnector
@@ -102,12 +117,14 @@ class Engine:
             writer.write(head.encode() + data)
             answer = (await reader.readuntil(b"\r\n\r\n")).decode(errors="replace")
             status = int(answer.split(maxsplit=2)[1])
+            if status in GATEWAY:
+                raise self._doubt(f"a proxy says {status}")
             if status not in (101, 200):
                 length = re.search(r"\r\ncontent-length: *(\d+)", answer, re.IGNORECASE)
                 raise failure_of(status, await reader.readexactly(int(length[1])) if length else b"")
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, IndexError) as error:
             writer.close()
-            raise InDoubt(f"the engine at {self.url} broke off before it answered: {error}") from None
+            raise self._doubt(error) from None
         except BaseException:
             writer.close()
             raise
@@ -127,9 +144,12 @@ class Engine:
         version = self._version or await self._negotiate()
         target = f"{self._address}/v{version}{path}" + (f"?{urlencode(query)}" if query else "")
         try:
-            async with self._session.request(method, URL(target, encoded=True), json=body) as response:
+            url = URL(target, encoded=True)
+            async with self._session.request(method, url, json=body, middlewares=(self._ask_once,)) as response:
                 if response.status == 304:
                     raise Unchanged
+                if response.status in GATEWAY and method != "GET":
+                    raise self._doubt(f"a proxy says {response.status}")
                 if response.status >= 400:
                     raise await _failure(response)
                 yield response
@@ -138,7 +158,20 @@ class Engine:
         except (aiohttp.ClientError, OSError) as error:
             if method == "GET":
                 raise self._unreachable(error) from None
-            raise InDoubt(f"the engine at {self.url} broke off before it answered: {error}") from None
+            raise self._doubt(error) from None
+
+    async def _ask_once(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """The library would send a DELETE again, and its second answer (404) would hide that the first one removed."""
+        try:
+            return await handler(request)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if request.method == "GET":
+                raise
+            raise self._doubt(error) from None
 
     async def _negotiate(self) -> str:
         """The engine's own version of the API: paths without one are deprecated, and a fixed one ages."""
@@ -147,6 +180,7 @@ class Engine:
             async with self._session.get(f"{self._address}/_ping") as response:
                 if response.status >= 400:
                     raise await _failure(response)
+                self._podman = response.headers.get("Libpod-Api-Version", "")
                 self._version = response.headers.get("Api-Version", "1.41")
         except (aiohttp.ClientError, OSError) as error:
             raise self._unreachable(error) from None
@@ -154,6 +188,9 @@ class Engine:
 
     def _unreachable(self, error: Exception) -> RuntimeFailure:
         return RuntimeFailure(f"the engine at {self.url} does not answer: {error}", StatusCode.UNAVAILABLE)
+
+    def _doubt(self, why: object) -> InDoubt:
+        return InDoubt(f"the engine at {self.url} broke off before it answered: {why}")
 
 
 async def json_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[dict[str, Any], None]:
@@ -178,7 +215,7 @@ def tls_from_environment() -> ssl.SSLContext | None:
 
 async def _json(response: aiohttp.ClientResponse) -> Any:
     data = await response.read()
-    return json.loads(data) if data else None
+    return json.loads(data) if data.strip() else None
 
 
 async def _failure(response: aiohttp.ClientResponse) -> RuntimeFailure:

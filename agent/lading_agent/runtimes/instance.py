@@ -86,17 +86,42 @@ class Instance:
     def running(self) -> bool:
         return self.record.state in ("running", "paused")
 
-    def save(self, **changes: Any) -> None:
-        """Change the record. A crash of the host may lose it, and then the process too; raises RuntimeFailure when the
-        disk refuses."""
-        self.record = replace(self.record, **changes)
-        draft = self.folder / "record.new"
+    def make(self) -> None:
+        """Its folder and its first record; raises RuntimeFailure when the disk refuses."""
         try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                json.dump(asdict(self.record), file)
-            draft.replace(self.folder / "record.json")
+            self.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise RuntimeFailure(f"cannot write {draft}: {error.strerror}", StatusCode.RESOURCE_EXHAUSTED) from None
+            raise self._refusal(error) from None
+        self.save()
+
+    def save(self, **changes: Any) -> None:
+        """Change the record, before what it says is done. A crash of the host may lose it, and then the process too.
+        Raises RuntimeFailure when the disk refuses, and then nothing has changed."""
+        record = replace(self.record, **changes)
+        try:
+            self._write(record)
+        except OSError as error:
+            raise self._refusal(error) from None
+        self.record = record
+
+    def note(self, **changes: Any) -> None:
+        """Change the record after it was done, which it is though the disk refuses: then the next change brings it
+        there, or a later life of the agent asks the kernel."""
+        self.record = replace(self.record, **changes)
+        try:
+            self._write(self.record)
+        except OSError as error:
+            log.error("container %s: cannot write its record: %s", self.record.name, error.strerror)
+
+    def _write(self, record: Record) -> None:
+        draft = self.folder / "record.new"
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(asdict(record), file)
+        draft.replace(self.folder / "record.json")
+
+    def _refusal(self, error: OSError) -> RuntimeFailure:
+        words = f"cannot write the record of {self.record.name} in {self.folder}: {error.strerror}; nothing was done"
+        return RuntimeFailure(words, StatusCode.RESOURCE_EXHAUSTED)
 
     def start(self) -> None:
         """Spawn it; raises RuntimeFailure when it runs, is not declared any more, or cannot be executed."""
@@ -108,8 +133,9 @@ class Instance:
 
     async def stop(self, grace: float) -> None:
         """SIGTERM, and SIGKILL after `grace` seconds; done when the process has ended."""
-        if self._give_up_restart():
+        if self._again is not None:
             self.save(state="exited", wanted=False)
+            self._give_up_restart()
             self._tell("stop")
             return
         if not self.running:
@@ -141,14 +167,14 @@ class Instance:
             words = f"container {self.record.name} is {self.record.state}, not running"
             raise RuntimeFailure(words, StatusCode.FAILED_PRECONDITION)
         self._signal(signal.SIGSTOP)
-        self.save(state="paused")
+        self.note(state="paused")
         self._tell("pause")
 
     def unpause(self) -> None:
         if self.record.state != "paused":
             raise RuntimeFailure(f"container {self.record.name} is not paused", StatusCode.FAILED_PRECONDITION)
         self._signal(signal.SIGCONT)
-        self.save(state="running")
+        self.note(state="running")
         self._tell("unpause")
 
     def adopt(self) -> None:
@@ -157,7 +183,7 @@ class Instance:
             # That life ended between spawning it and writing down its number: its mark tells.
             pid = find_marked(self.record.id)
             alive = {"state": "running", "started_ns": time.time_ns(), "pid": pid, "pid_born": born(pid) or 0}
-            self.save(spawning=False, **(alive if pid else {}))
+            self.note(spawning=False, **(alive if pid else {}))
         if self.record.state == "restarting":
             self._restart_later()
         elif self.running:
@@ -198,14 +224,14 @@ class Instance:
                     start_new_session=True,
                 )
         except OSError as error:
-            self.save(spawning=False, wanted=False, state="exited" if before.started_ns else "created")
+            self.note(spawning=False, wanted=False, state="exited" if before.started_ns else "created")
             words = f"cannot run {declaration.command[0]!r}: {error.strerror}"
             raise RuntimeFailure(words, StatusCode.FAILED_PRECONDITION) from None
         # It is waited for here, by its number: Popen must not complain that it is left alone.
         process.returncode = 0
         pid = process.pid
         alive = {"state": "running", "started_ns": time.time_ns(), "exit_code": 0}
-        self.save(spawning=False, pid=pid, pid_born=born(pid) or 0, **alive)
+        self.note(spawning=False, pid=pid, pid_born=born(pid) or 0, **alive)
         self._watch()
         self._tell("start")
 
@@ -228,11 +254,7 @@ class Instance:
         )
         self._fast_failures = 0 if ran_ns > GOOD_AFTER_NS else self._fast_failures + 1
         state = "restarting" if again else "exited"
-        try:
-            self.save(state=state, exit_code=code, finished_ns=time.time_ns(), pid=0, wanted=again)
-        except RuntimeFailure as error:
-            # Known here all the same; the next life of the agent finds the process gone.
-            log.error("%s", error)
+        self.note(state=state, exit_code=code, finished_ns=time.time_ns(), pid=0, wanted=again)
         self.ended.set()
         self._tell("die")
         if again:
@@ -244,18 +266,23 @@ class Instance:
 
     def _restart(self) -> None:
         self._again = None
-        self.save(restart_count=self.record.restart_count + 1)
         try:
+            self.save(restart_count=self.record.restart_count + 1)
             self._spawn()
-        except RuntimeFailure:
+        except RuntimeFailure as error:
+            log.error("container %s is not restarted: %s", self.record.name, error)
+            if error.code == StatusCode.RESOURCE_EXHAUSTED:
+                # There may be room again.
+                self._fast_failures += 1
+                self._restart_later()
+                return
+            self.note(state="exited", wanted=False)
             self._tell("die")
 
-    def _give_up_restart(self) -> bool:
-        if self._again is None:
-            return False
-        self._again.cancel()
-        self._again = None
-        return True
+    def _give_up_restart(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     def _signal(self, number: signal.Signals) -> None:
         """To its whole group; while the record has a number, that is its own. Without one it has ended, and 0 would be

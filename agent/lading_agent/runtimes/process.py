@@ -7,6 +7,7 @@ on while the agent is away; it takes them up again by number and start time.
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -26,6 +27,8 @@ from lading_agent.errors import RuntimeFailure
 from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Trace, process_log, process_program
 from lading_agent.runtimes.declaration import RESTARTS, read_declarations
 from lading_agent.runtimes.instance import EXIT_UNKNOWN, Instance, Record
+
+log = logging.getLogger(__name__)
 
 REMEMBERED_EVENTS = 1024
 TOMBSTONE_SECONDS = 7 * 24 * 3600
@@ -56,7 +59,20 @@ class ProcessRuntime:
         for folder in sorted(self._folder.iterdir()):
             with contextlib.suppress(FileNotFoundError):
                 # Without a record, its creation was never answered: the name is free.
-                self._add(Record(**json.loads((folder / "record.json").read_text()))).adopt()
+                text = (folder / "record.json").read_text()
+                try:
+                    record = Record(**json.loads(text))
+                except (ValueError, TypeError) as error:
+                    log.error(
+                        "%s is no record (%s): container %s is gone, as after a crash of the host",
+                        folder / "record.json",
+                        error,
+                        folder.name,
+                    )
+                    continue
+                instance = self._instance(record)
+                self._add(instance)
+                instance.adopt()
         for declaration in self._declarations.values():
             if declaration.autocreate and declaration.name not in self._by_name:
                 await self.create(declaration.name, ContainerSpec(image=declaration.name))
@@ -109,9 +125,9 @@ class ProcessRuntime:
             restart=spec.restart or declaration.restart,
             created_ns=time.time_ns(),
         )
-        instance = self._add(record)
-        instance.folder.mkdir(mode=0o700, exist_ok=True)
-        instance.save()
+        instance = self._instance(record)
+        instance.make()
+        self._add(instance)
         self._tell(name, "create")
         return record.id
 
@@ -150,10 +166,10 @@ class ProcessRuntime:
         os.utime(instance.folder)
         # From this line on it is gone.
         instance.folder.rename(tombstone)
-        for file in tombstone.iterdir():
-            file.unlink()
         del self._by_name[name], self._by_id[id]
         self._tell(name, "destroy")
+        for file in tombstone.iterdir():
+            file.unlink()
 
     async def pull(self, image: str) -> None:
         raise RuntimeFailure("the process runtime has no images to pull", StatusCode.UNIMPLEMENTED)
@@ -219,11 +235,12 @@ class ProcessRuntime:
                 events.append(RuntimeEvent(name, "destroy", removed_ns))
         return events
 
-    def _add(self, record: Record) -> Instance:
+    def _instance(self, record: Record) -> Instance:
         declaration = self._declarations.get(record.process)
-        instance = Instance(self._folder / record.name, record, declaration, partial(self._tell, record.name))
-        self._by_name[record.name] = self._by_id[record.id] = instance
-        return instance
+        return Instance(self._folder / record.name, record, declaration, partial(self._tell, record.name))
+
+    def _add(self, instance: Instance) -> None:
+        self._by_name[instance.record.name] = self._by_id[instance.record.id] = instance
 
     def _named(self, name: str) -> Instance:
         instance = self._by_name.get(name)

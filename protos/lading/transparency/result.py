@@ -22,7 +22,7 @@ class Statement:
     """How a command ended, as its agent says.
 
     `state` in capitals (`SUCCEEDED`); `code` of gRPC; `error` and `evidence` as they were sent. Of an exec session:
-    `exit_code`, and `output_sha256` and `output_bytes` of all that it wrote.
+    `exit_code`, None when it had not ended, and `output_sha256` and `output_bytes` of all that it wrote.
     """
 
     organization: str
@@ -52,13 +52,10 @@ class Statement:
             "organization": self.organization,
             "state": self.state,
         }
-        if self.exit_code is not None:
+        if self.exit_code is not None or self.output_sha256:
+            ended = {} if self.exit_code is None else {"exit_code": self.exit_code}
             digest = base64.b64encode(self.output_sha256).decode()
-            said["exec"] = {
-                "exit_code": self.exit_code,
-                "output_bytes": self.output_bytes,
-                "output_sha256": digest,
-            }
+            said["exec"] = {**ended, "output_bytes": self.output_bytes, "output_sha256": digest}
         return DOMAIN + canonical(said)
 
 

@@ -45,9 +45,9 @@ async def code_of(action: object) -> StatusCode:
     return failure.value.code
 
 
-async def test_the_title_names_the_engine_and_its_version(runtime: DockerRuntime) -> None:
+async def test_the_title_names_the_engine_and_its_version(runtime: DockerRuntime, engine: Engine) -> None:
     program, version = (await runtime.title()).split()
-    assert program == "docker"
+    assert program == engine.name
     assert version[0].isdigit()
 
 
@@ -89,7 +89,9 @@ async def test_errors_of_the_engine_become_codes(runtime: DockerRuntime, engine:
     for change in (runtime.start(web.id), runtime.unpause(web.id), runtime.remove(web.id, force=False)):
         assert await code_of(change) == StatusCode.FAILED_PRECONDITION
     assert await code_of(runtime.kill(web.id, "SIGNONE")) == StatusCode.INVALID_ARGUMENT
-    assert await code_of(runtime.pull("localhost:1/gone:1")) == StatusCode.INTERNAL
+    # Docker answers that, Podman only says so afterwards.
+    silent = StatusCode.INTERNAL if engine.name == "docker" else StatusCode.UNKNOWN
+    assert await code_of(runtime.pull("localhost:1/gone:1")) == silent
 
 
 async def test_starting_what_runs_says_so(runtime: DockerRuntime, engine: Engine) -> None:
@@ -156,7 +158,8 @@ async def test_events_tell_what_happens_and_since_covers_a_gap(runtime: DockerRu
             seen.append(event)
             if event.action == "start":
                 break
-    assert [(event.container, event.action) for event in seen] == [("web", "create"), ("web", "start")]
+    found = [(event.container, event.action) for event in seen if event.action != "init"]  # Podman's
+    assert found == [("web", "create"), ("web", "start")]
     assert all(event.at_ns > since_ns for event in seen)
     await runtime.remove(web.id, force=True)
     assert "destroy" in {event.action for event in await runtime.history("web", since_ns)}

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 
@@ -17,6 +18,8 @@ from lading_agent.errors import RuntimeFailure, SettingsError
 from lading_agent.runtimes import LogQuery, find
 from lading_agent.runtimes.process import ProcessRuntime
 from tests.process import wait_until
+from tests.unit.agent.log_lines import listening
+from tests.unit.agent.small_disk import small_disk
 
 DECLARED = """
 [process.sleeper]
@@ -38,6 +41,10 @@ command = ["sh", "-c", "exit 3"]
 [process.flapping]
 command = ["sh", "-c", "exit 3"]
 restart = "on-failure"
+
+[process.always]
+command = ["sleep", "1000"]
+restart = "always"
 
 [process.missing]
 command = ["/nowhere/program"]
@@ -122,7 +129,7 @@ async def test_a_process_goes_through_its_whole_life(runtime: ProcessRuntime) ->
     assert os.getpgid(pid) == pid, "a group of its own"
     await runtime.pause(web.id)
     assert (await runtime.get("web")).state == "paused"
-    assert kernel_state(pid) == "T"
+    wait_until(lambda: kernel_state(pid) == "T", "it is stopped")  # a busy kernel says so a little later
     await runtime.unpause(web.id)
     await runtime.restart(web.id, 5)
     assert (await runtime.get("web")).started_at.ToNanoseconds() > running.started_at.ToNanoseconds()
@@ -311,3 +318,78 @@ async def test_refusals_have_codes_and_say_why(runtime: ProcessRuntime) -> None:
 async def test_a_wrong_file_of_processes_is_refused_by_key(tmp_path: pathlib.Path, declared: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         await open_runtime(tmp_path, declared)
+
+
+async def test_a_full_disk_makes_no_process_that_is_only_half_there(tmp_path: pathlib.Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        runtime = await open_runtime(disk.folder)
+        web = await made(runtime, "sleeper")
+        await runtime.start(web.id)
+        flapping = await made(runtime, "flapping", "flapping")
+        disk.fill()
+        assert await code_of(runtime.create("new", ContainerSpec(image="sleeper"))) == StatusCode.RESOURCE_EXHAUSTED
+        assert "new" not in {container.name for container in await runtime.containers()}
+        assert await code_of(runtime.start(flapping.id)) == StatusCode.RESOURCE_EXHAUSTED
+        assert (await runtime.get("flapping")).state == "created"
+        assert await code_of(runtime.stop(web.id, 1)) == StatusCode.RESOURCE_EXHAUSTED
+        assert alive(pid_of(runtime))
+        # Nothing stands in the way of these: they are done, so they are not called failed.
+        await runtime.pause(web.id)
+        assert (await runtime.get("web")).state == "paused"
+        wait_until(lambda: kernel_state(pid_of(runtime)) == "T", "it is stopped")
+        await runtime.unpause(web.id)
+        assert (await runtime.get("web")).state == "running"
+        disk.free()
+        await runtime.create("new", ContainerSpec(image="sleeper"))
+        for container in await runtime.containers():
+            await runtime.remove(container.id, force=True)
+        await runtime.close()
+
+
+async def test_a_process_is_restarted_once_a_full_disk_has_room_again(tmp_path: pathlib.Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        runtime = await open_runtime(disk.folder)
+        web = await made(runtime, "always")
+        await runtime.start(web.id)
+        pid = pid_of(runtime)
+        disk.fill()
+        since_ns = time.time_ns()
+        with listening("web is not restarted") as heard:
+            os.kill(pid, signal.SIGKILL)
+            await heard.wait()
+        assert (await runtime.get("web")).state == "restarting"
+        disk.free()
+        await until(runtime, "start", since_ns)
+        assert pid_of(runtime) not in (0, pid)
+        await runtime.remove(web.id, force=True)
+        await runtime.close()
+
+
+async def test_a_process_that_is_not_declared_any_more_is_not_restarted(tmp_path: pathlib.Path) -> None:
+    runtime = await open_runtime(tmp_path)
+    web = await made(runtime, "always")
+    await runtime.start(web.id)
+    since_ns, pid = time.time_ns(), pid_of(runtime)
+    await runtime.close()
+    again = await open_runtime(tmp_path, "")
+    os.kill(pid, signal.SIGKILL)
+    with listening("add it to the file of processes") as heard:
+        await heard.wait()
+    await until(again, "die", since_ns)
+    assert (await again.get("web")).state == "exited"
+    await again.remove(web.id, force=False)
+    await again.close()
+
+
+async def test_a_record_that_a_crash_of_the_host_has_spoilt_does_not_keep_the_agent_from_starting(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = await open_runtime(tmp_path)
+    await made(runtime, "failing")
+    await runtime.close()
+    (tmp_path / "data" / "instances" / "web" / "record.json").write_bytes(b"")
+    again = await open_runtime(tmp_path)
+    assert "web" not in {container.name for container in await again.containers()}
+    assert "is no record" in caplog.text
+    await made(again, "failing")
+    await again.close()

@@ -5,6 +5,7 @@ import pathlib
 import random
 import signal
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -60,10 +61,10 @@ async def begun(runtime: ProcessRuntime, *command: str, **spec: object) -> Progr
 
 
 async def output_of(program: Program) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
+    found: defaultdict[int, bytearray] = defaultdict(bytearray)
     while (piece := await program.read()) is not None:
-        found[piece[0]] = found.get(piece[0], b"") + piece[1]
-    return found
+        found[piece[0]] += piece[1]
+    return {source: bytes(text) for source, text in found.items()}
 
 
 async def running(runtime: ProcessRuntime, process: str = "sleeper") -> None:

@@ -5,6 +5,7 @@ import pathlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -23,6 +24,7 @@ from lading_agent.daemon import Daemon
 from tests.integration.agent.control_plane import ControlPlane, control_plane, make_settings
 from tests.unit.agent.fake_runtime import FakeRuntime
 from tests.unit.agent.honest_log import command
+from tests.unit.agent.log_lines import listening
 
 
 @pytest.fixture
@@ -386,6 +388,39 @@ async def test_a_stop_finishes_what_runs_tells_it_and_says_goodbye(
     assert goodbye.reason == "the agent is stopping"
     assert await link.context.read() is grpc.aio.EOF
     await link.end()
+    await task
+
+
+async def test_a_fault_ends_the_session_and_not_the_agent(
+    plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(plane, tmp_path, runtime):
+        link = await plane.link()
+        await link.welcome(epoch=1)
+        await link.next("inventory")
+        runtime.failures["get"] = ValueError("a time of the year 99999")
+        start = command("start")
+        await link.dispatch(start)
+        link = await plane.link()
+        assert "year 99999" in caplog.text
+        assert not link.hello.held
+        runtime.failures.clear()
+        await link.welcome(epoch=2)
+        await link.dispatch(start)
+        assert (await link.next("result")).result.state == COMMAND_STATE_SUCCEEDED
+
+
+async def test_certificates_that_cannot_be_read_any_more_are_asked_for_again(
+    plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path
+) -> None:
+    settings = replace(make_settings(plane.address, tmp_path), ca=tmp_path / "ca.pem")
+    agent = Daemon(settings, runtime)
+    with listening(f"cannot read --ca {tmp_path / 'ca.pem'}: No such file or directory") as heard:
+        task = asyncio.create_task(agent.run())
+        hears = asyncio.create_task(heard.wait())
+        done, _ = await asyncio.wait((task, hears), return_when=asyncio.FIRST_COMPLETED)
+        assert done == {hears}
+    agent.stop()
     await task
 
 

@@ -9,8 +9,16 @@ from grpc import StatusCode
 
 from lading.v1.commands_pb2 import ContainerSpec, ExecSpec
 from lading.v1.containers_pb2 import LOG_SOURCE_STDOUT, Container
+from lading_agent.carrier import Carrier
 from lading_agent.errors import RuntimeFailure
 from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Trace
+
+
+class NoCarriers:
+    """For programs that an earlier life of the agent began."""
+
+    def carry(self, session: str) -> Carrier:
+        raise AssertionError("nobody reads what it writes any more")
 
 
 class FakeRuntime:
@@ -122,12 +130,15 @@ class FakeRuntime:
             yield LogPiece(LOG_SOURCE_STDOUT, b"the end\n")
 
     async def prepare_program(self, id: str, spec: ExecSpec, command: str) -> str:
+        await self._pass("prepare")
         return command
 
     async def start_program(self, id: str, handle: str, spec: ExecSpec) -> Program:
+        await self._pass("program")
         raise RuntimeFailure("no programs here", StatusCode.UNIMPLEMENTED)
 
     async def trace_program(self, handle: str) -> Trace:
+        await self._pass("trace")
         self._fail("trace")
         return self.traces.pop(0) if len(self.traces) > 1 else self.traces[0]
 
@@ -167,11 +178,14 @@ class FakeRuntime:
     async def _do(self, verb: str, what: str) -> None:
         call = f"{verb} {what}"
         self.calls.append(call)
+        await self._pass(call)
+        if not self.late:
+            self._fail(verb)
+
+    async def _pass(self, call: str) -> None:
         if call in self.gates:
             self.reached[call].set()
             await self.gates[call].wait()
-        if not self.late:
-            self._fail(verb)
 
     def _finish(self, verb: str, name: str) -> None:
         self.tell({"remove": "destroy"}.get(verb, verb), name)

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -73,11 +73,13 @@ async def batches(entries: list[LogEntry], size: int = 3) -> AsyncGenerator[list
         yield entries[start : start + size]
 
 
-async def read(log: list[LogEntry], after: str, pieces: int) -> tuple[bytes, str]:
+async def read(
+    log: list[LogEntry], after: str, pieces: int, told: Callable[[LogEntry], LogEntry] = lambda entry: entry
+) -> tuple[bytes, str]:
     """So many pieces of a log behind a position, as the engine gives them, and the position of the last one."""
     since_ns, skip, newest_ns = read_position(after, ID) if after else (0, 0, None)
     bookmark = Bookmark(ID, since_ns)
-    given = [entry for entry in log if entry.at_ns >= since_ns]
+    given = [told(entry) for entry in log if entry.at_ns >= since_ns]
     data, position = b"", after
     async for piece in pieces_of(batches(given), bookmark, skip, newest_ns, False):
         data += piece.data
@@ -133,6 +135,27 @@ def test_the_last_entries_are_those_of_the_file_whatever_their_times(
     asyncio.run(run())
 
 
+@settings(max_examples=200)
+@given(lines=LINES, cuts=st.lists(st.integers(min_value=1, max_value=6), max_size=8))
+def test_a_log_whose_times_are_told_in_whole_seconds_is_the_log_too(lines: list[Line], cuts: list[int]) -> None:
+    """As by Podman, which selects by the whole time and tells it without its fraction."""
+
+    async def run() -> None:
+        log = [entry._replace(at_ns=entry.at_ns + 123) for entry in entries_of(lines)]
+        got, position = b"", ""
+        for pieces in itertools.chain(cuts, [10_000]):
+            data, position = await read(log, position, pieces, told=at_the_end_of_its_second)
+            got += data
+        assert got == b"".join(entry.data for entry in log)
+
+    asyncio.run(run())
+
+
+def at_the_end_of_its_second(entry: LogEntry) -> LogEntry:
+    stamp = datetime.fromtimestamp(entry.at_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ ").encode()
+    return entry._replace(at_ns=read_time(stamp))
+
+
 async def test_what_the_engine_has_rotated_away_is_said_and_not_skipped() -> None:
     log = entries_of([Line(10**9, False, 1)] * 40)
     _, position = await read(log, "", 5)
@@ -180,5 +203,5 @@ def test_times_are_read_to_the_nanosecond_in_any_zone() -> None:
     second = int(datetime(2026, 11, 22, 1, 2, 3, tzinfo=UTC).timestamp())
     assert read_time(b"2026-11-22T01:02:03.000000001Z ") == second * 10**9 + 1
     assert read_time(b"2026-11-22T02:02:03.5+01:00 ") == second * 10**9 + 5 * 10**8
-    assert read_time(b"2026-11-22T01:02:03Z ") == second * 10**9
+    assert read_time(b"2026-11-22T01:02:03Z ") == second * 10**9 + 999_999_999
     assert read_time(b"no time ") == 0

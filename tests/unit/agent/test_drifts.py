@@ -61,12 +61,21 @@ async def reporting(
 
 
 async def next_drift(sent: "asyncio.Queue[ConnectRequest]") -> Drift:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return (await sent.get()).drift
 
 
 def told(drift: Drift) -> list[tuple[str, str]]:
     return [(change.container, change.action) for change in drift.changes]
+
+
+async def test_nothing_is_left_running_when_it_is_stopped(journal: Journal) -> None:
+    before = asyncio.all_tasks()
+    async with reporting(Remembering("web"), journal) as (_, sent):
+        # It has told of the past, and waits for what happens next.
+        await asyncio.sleep(0.2)
+        assert sent.empty()
+    assert asyncio.all_tasks() == before
 
 
 async def do(journal: Journal, runtime: FakeRuntime, verb: str, *actions: str) -> None:
@@ -101,7 +110,7 @@ async def test_what_is_acknowledged_is_not_told_again_and_the_rest_is_under_the_
         before = journal.seen_ns
         reports.acknowledged(1)
         reports.acknowledged(2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while journal.seen_ns == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         assert journal.seen_ns == runtime.past[-1].at_ns

@@ -1,4 +1,6 @@
+import asyncio
 import pathlib
+import shutil
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator
@@ -9,6 +11,7 @@ import pytest
 from lading.v1.agent_link_pb2 import ConnectResponse, Envelope, Result
 from lading.v1.commands_pb2 import COMMAND_STATE_FAILED, COMMAND_STATE_SUCCEEDED, VERB_START
 from lading.v1.containers_pb2 import Container
+from lading_agent.disk import Disk
 from lading_agent.errors import JournalError, Refused
 from lading_agent.journal import KEEP_US, Journal, Start
 
@@ -246,3 +249,30 @@ async def test_the_journal_is_synced_at_each_commit(tmp_path: pathlib.Path) -> N
         assert journal._disk.connection is not None
         assert journal._disk.connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert journal._disk.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_a_write_that_fails_does_not_fail_its_neighbours(tmp_path: pathlib.Path) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        raise ZeroDivisionError("oops")
+
+    disk = Disk(tmp_path)
+    await disk.open(lambda connection: None)
+    writes = (disk.write(lambda connection: 1), disk.write(fail), disk.write(lambda connection: 2))
+    first, bad, good = await asyncio.gather(*writes, return_exceptions=True)
+    await disk.close(lambda connection: None)
+    assert (first, good) == (1, 2)
+    assert isinstance(bad, ZeroDivisionError)
+
+
+async def test_a_folder_that_is_gone_keeps_nobody_waiting(tmp_path: pathlib.Path) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    disk = Disk(tmp_path / "data")
+    await disk.open(lambda connection: None)
+    shutil.rmtree(disk.folder)
+    with pytest.raises(JournalError, match="cannot be written"):
+        await asyncio.wait_for(disk.write(fail), 10)
+    await disk.close(lambda connection: None)

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from lading_agent.errors import SettingsError
+from lading_agent.link import target
 from lading_agent.settings import Settings, agent_name, check_server, parse_labels, read_token
 
 
@@ -13,21 +14,37 @@ def make_token(subject: str, organization: str = "acme") -> str:
     return f"e30.{claims}.c2ln"
 
 
-@pytest.mark.parametrize("server", ["127.0.0.1:7443", "localhost:7443", "[::1]:7443", "127.8.9.1:1"])
+SEVERAL = "127.0.0.1:1,127.0.0.1:2"
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:7443", "localhost:7443", "[::1]:7443", "127.8.9.1:1", SEVERAL])
 def test_plaintext_is_allowed_on_this_machine(server: str) -> None:
     check_server(server, None)
 
 
-@pytest.mark.parametrize("server", ["10.0.0.1:7443", "lading.example:7443", "0.0.0.0:7443"])
+@pytest.mark.parametrize("server", ["10.0.0.1:7443", "lading.example:7443", "0.0.0.0:7443", f"{SEVERAL},10.0.0.1:7443"])
 def test_plaintext_elsewhere_is_refused_with_what_to_do(server: str) -> None:
     with pytest.raises(SettingsError, match="give --ca FILE"):
         check_server(server, None)
 
 
-@pytest.mark.parametrize("server", ["localhost", "localhost:", ":7443", "localhost:http"])
+@pytest.mark.parametrize("server", ["localhost", "localhost:", ":7443", "localhost:http", f"{SEVERAL},"])
 def test_a_server_without_host_or_port_is_refused(server: str) -> None:
     with pytest.raises(SettingsError, match="HOST:PORT"):
         check_server(server, None)
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:1,localhost:2", "127.0.0.1:1,[::1]:2", "localhost:1,localhost:2"])
+def test_several_servers_have_ip_addresses_of_one_kind(server: str) -> None:
+    with pytest.raises(SettingsError, match="all IPv4 or all IPv6"):
+        check_server(server, None)
+
+
+def test_several_servers_are_tried_in_one_order_or_another() -> None:
+    assert target(["lading.example:1"]) == "lading.example:1"
+    found = {target(SEVERAL.split(",")) for _ in range(64)}
+    assert found == {"ipv4:127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:2,127.0.0.1:1"}
+    assert target(["[::1]:1", "[::1]:1"]) == "ipv6:[::1]:1,[::1]:1"
 
 
 def test_the_name_is_the_subject_of_the_token() -> None:

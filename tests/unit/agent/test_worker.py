@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -12,10 +13,11 @@ from lading.v1.agent_link_pb2 import ConnectRequest, Envelope, Result
 from lading.v1.commands_pb2 import CommandState
 from lading_agent.errors import InDoubt, RuntimeFailure
 from lading_agent.inquiry import Inquiry
-from lading_agent.journal import Journal
+from lading_agent.journal import Journal, Start
+from lading_agent.runtimes import Trace
 from lading_agent.witness import Witness
 from lading_agent.worker import Worker
-from tests.unit.agent.fake_runtime import FakeRuntime
+from tests.unit.agent.fake_runtime import FakeRuntime, NoCarriers
 from tests.unit.agent.honest_log import AGENT, ORGANIZATION, HonestLog, command
 
 
@@ -34,7 +36,7 @@ class Bench:
         self.witness = Witness(ORGANIZATION, AGENT, self.journal)
         await self.witness.open()
         inquiry = Inquiry(self.runtime, settle_within=0, patience=0)
-        self.worker = Worker(self.witness, self.runtime, self.journal, inquiry)
+        self.worker = Worker(self.witness, self.runtime, self.journal, inquiry, NoCarriers())
         self.worker.send = self.sent.put_nowait
 
     async def close(self) -> None:
@@ -238,6 +240,24 @@ async def test_a_command_that_takes_too_long_fails(bench: Bench) -> None:
     assert "not done within 0.05 s" in result.error
 
 
+async def test_a_command_whose_time_is_over_is_unknown_when_nothing_tells_what_it_did(bench: Bench) -> None:
+    bench.runtime.gate("create new")
+    create = command("create", "new", within=0.05)
+    await bench.dispatch(create)
+    result = await bench.result(create.command)
+    assert outcome(result) == ("UNKNOWN", "UNKNOWN"), "the runtime may still make it"
+    assert "not done within 0.05 s" in result.error
+
+    bench.runtime.gate("start web")
+    start = command("start", within=0.05)
+    await bench.dispatch(start)
+    await bench.runtime.reached["start web"].wait()
+    bench.runtime.failures["get"] = RuntimeFailure("connection refused", StatusCode.UNAVAILABLE)
+    result = await bench.result(start.command)
+    assert outcome(result) == ("UNKNOWN", "UNAVAILABLE")
+    assert "connection refused" in result.error
+
+
 async def test_a_command_whose_time_passed_in_the_queue_is_not_begun(bench: Bench) -> None:
     gate = bench.runtime.gate("start web")
     await bench.dispatch(command("start"))
@@ -281,6 +301,41 @@ async def test_a_fault_in_the_runtime_does_not_stop_the_lane(bench: Bench) -> No
     assert outcome(await bench.result()) == ("FAILED", "ABORTED")
     await bench.dispatch(command("pause"))
     assert outcome(await bench.result()) == ("SUCCEEDED", "OK")
+
+
+async def test_a_result_does_not_wait_for_a_look_that_fails(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    await bench.dispatch(command("start"))
+    await bench.runtime.reached["start web"].wait()
+    bench.runtime.failures["get"] = ValueError("a time of the year 99999")
+    gate.set()
+    assert outcome(await bench.result()) == ("SUCCEEDED", "OK")
+
+
+async def test_a_fault_while_looking_for_evidence_is_told_at_once(bench: Bench) -> None:
+    gate = bench.runtime.gate("start web")
+    await bench.dispatch(command("start"))
+    await bench.runtime.reached["start web"].wait()
+    bench.runtime.failures = {"start": InDoubt("the engine broke off"), "get": ValueError("a time of the year 99999")}
+    gate.set()
+    result = await bench.result()
+    assert outcome(result) == ("UNKNOWN", "INTERNAL")
+    assert "year 99999" in result.error
+    assert [each.result.state for each in await bench.journal.held()] == [result.state]
+
+
+async def test_a_drain_waits_once_for_all_that_runs(bench: Bench) -> None:
+    bench.runtime.traces = [Trace(True, True, None, "it still runs")]
+    session = command("exec")
+    await bench.journal.receive(session, start=Start(bench.runtime.by_name["web"]))
+    await bench.journal.keep_handle(session.command, "a program")
+    await bench.worker.recover()
+    bench.runtime.gate("start db")
+    await bench.dispatch(command("start", "db"))
+    await bench.runtime.reached["start db"].wait()
+    began = time.monotonic()
+    assert not await bench.worker.drain(1.5, "the agent is stopping")
+    assert time.monotonic() - began < 2.9
 
 
 async def test_a_crash_before_it_began_settles_as_cancelled(bench: Bench) -> None:
