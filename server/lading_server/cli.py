@@ -121,7 +121,9 @@ def init(data: pathlib.Path, database: str, audience: str, org: str, admin: str,
         raise click.BadParameter("must not be empty", param_hint="'--admin'")
     settings = _settings(data=data, database=database, audience=audience)
     click.echo(bootstrap.initialize(settings, org, admin, email, lifetime))
-    click.echo(f"{data} is ready: lading server run --data {data}", err=True)
+    # Not the URL itself: it may hold a password.
+    where = " --database …" if database else ""
+    click.echo(f"{data} is ready: lading server run --data {data}{where}", err=True)
 
 
 @server.command()

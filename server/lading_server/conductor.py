@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lading_server import errors
+from lading_server import errors, roles
 from lading_server.call import Call
 from lading_server.clock import Clock, new_id, now
 from lading_server.commands import State
@@ -26,7 +26,7 @@ from lading_server.ledger.transaction import Transaction
 from lading_server.orders import Order
 from lading_server.rollouts import Begin, Pace, RolloutState, Step, Tally, Wait, next_step, tally_of
 from lading_server.sessions import Sessions
-from lading_server.store import rollouts
+from lading_server.store import access, rollouts
 from lading_server.store.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ REST_SECONDS = 0.02
 RETRY_SECONDS = 0.5
 DELIVER_MICROSECONDS = 60 * 1_000_000
 """A target whose agent is away for this long has failed."""
+PERMISSION = "container.operate"
+"""What the author of a rollout must still be allowed when its commands begin."""
 CONDUCTOR = Actor(ActorType.SERVICE, "lading-server", auth_method="local")
 
 
@@ -162,13 +164,14 @@ class Conductor:
             work.pace,
             row.wave,
             work.wave_ends,
-            forgiven=row.failures_forgiven,
             wave_ended_at=row.wave_ended_at,
             now=self._clock(),
         )
         if isinstance(step, Begin):
-            await self._begin(row, work, step.count)
-            return 0.0
+            if await self._reader.read(may_operate, organization, row.actor):
+                await self._begin(row, work, step.count)
+                return 0.0
+            step = Step.FORBID
         if isinstance(step, Wait):
             left = LOOK_SECONDS if step.until is None else (step.until - self._clock()) / 1_000_000
             return max(0.0, min(LOOK_SECONDS, left))
@@ -232,7 +235,7 @@ class Conductor:
     async def _step(self, row: rollouts.Row, work: Work, step: Step, tally: Tally) -> None:
         """Move the rollout itself, with its event; nothing when it was paused or taken meanwhile."""
 
-        def apply(transaction: Transaction) -> None:
+        def apply(transaction: Transaction) -> rollouts.Row | None:
             at = transaction.recorded_at
             data = {"wave": row.wave, "waves": len(work.wave_ends), **counts_of(tally)}
             values: dict[str, Any]
@@ -245,8 +248,13 @@ class Conductor:
             elif step is Step.SUCCEED:
                 values = {"state": RolloutState.SUCCEEDED, "state_reason": "", "wave_ended_at": at, "settled_at": at}
                 event = end_event(row, at, RolloutState.SUCCEEDED, data)
+            elif step is Step.FORBID:
+                why = f"{row.actor} may not operate containers any more"
+                values = {"state": RolloutState.STOPPED, "state_reason": why, "settled_at": at}
+                how = (Outcome.DENIED, Code.PERMISSION_DENIED)
+                event = end_event(row, at, RolloutState.STOPPED, data, why, how)
             else:
-                why = f"{tally.failures - row.failures_forgiven} failed, {work.pace.failures_max} were allowed"
+                why = f"{tally.failures} failed, {work.pace.failures_max} were allowed"
                 if work.pause_on_breach:
                     values = {"state": RolloutState.PAUSED, "state_reason": why}
                     event = breach_event(row, at, why, data)
@@ -258,9 +266,19 @@ class Conductor:
             )
             if moved is not None and event is not None:
                 transaction.append(event)
+            return moved
 
-        await self._ledger.commit((row.organization,), apply)
+        moved = await self._ledger.commit((row.organization,), apply)
         self._sessions.notify(row.organization)
+        if moved is not None and moved.state in (RolloutState.FAILED, RolloutState.STOPPED):
+            call = Call(row.id, "", self._clock(), actor=CONDUCTOR, organization=row.organization)
+            self.cancel_undelivered(call, row.id)
+
+
+def may_operate(connection: Any, /, organization: str, subject: str) -> bool:
+    """Whether the author of a rollout may still do what its commands do."""
+    held = [row.role for row in access.bindings_of(connection, organization, subject)]
+    return PERMISSION in roles.permissions(held, organization)
 
 
 def counts_of(tally: Tally) -> dict[str, int]:
@@ -279,12 +297,23 @@ def plan_event(row: Any, at: int, data: dict[str, Any]) -> Event:
     return _event(row, at, "rollout.run", Stage.RECEIVED, Outcome.PENDING, data, operation=row.id, parent=row.parent)
 
 
-def end_event(row: Any, at: int, state: RolloutState, data: dict[str, Any], why: str = "") -> Event:
-    """The end of a rollout's operation."""
-    outcome, code = {
-        RolloutState.SUCCEEDED: (Outcome.SUCCESS, Code.OK),
-        RolloutState.STOPPED: (Outcome.CANCELLED, Code.CANCELLED),
-    }.get(state, (Outcome.FAILURE, Code.ABORTED))
+ENDINGS = {
+    RolloutState.SUCCEEDED: (Outcome.SUCCESS, Code.OK),
+    RolloutState.STOPPED: (Outcome.CANCELLED, Code.CANCELLED),
+    RolloutState.FAILED: (Outcome.FAILURE, Code.ABORTED),
+}
+
+
+def end_event(
+    row: Any,
+    at: int,
+    state: RolloutState,
+    data: dict[str, Any],
+    why: str = "",
+    how: tuple[Outcome, Code] | None = None,
+) -> Event:
+    """The end of a rollout's operation; `how` it ended, where the state does not say it."""
+    outcome, code = how or ENDINGS[state]
     return _event(
         row, at, "rollout.run", Stage.COMPLETED, outcome, data, operation=row.id, parent=row.parent, code=code, why=why
     )

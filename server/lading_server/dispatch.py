@@ -19,12 +19,13 @@ from lading_server.clock import Clock, now
 from lading_server.commands import ENDS, SESSION_VERBS, State
 from lading_server.ends import End, record_cancel, record_end, record_evidence, record_start
 from lading_server.errors import Code
+from lading_server.growth import show_growth
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Proof, Transaction
-from lading_server.orders import Order, check_agent, check_same, record_order
+from lading_server.orders import Order, check_agent, check_same, check_unused, record_order, require_online
 from lading_server.reconciliation import Sending, prove_again
 from lading_server.sessions import WINDOW, Session, Sessions
-from lading_server.store import agents, commands
+from lading_server.store import agents, commands, requests, rollouts
 from lading_server.store.commands import Row
 from lading_server.store.reader import Reader
 from lading_server.store.wakeups import Topic
@@ -75,12 +76,9 @@ class Dispatcher:
         AlreadyExists, and what the ledger raises. A caller that goes away leaves it to its course: what is recorded
         reaches its agent.
         """
-        return await asyncio.shield(self._spawn(self._create(call, order)))
-
-    async def _create(self, call: Call, order: Order) -> Row:
         organization = call.organization
         if self._sessions.get(organization, order.agent) is None and not order.detach:
-            await self._require_online(call, order)
+            await require_online(self._reader, call, order, self._clock())
         session = self._sessions.get(organization, order.agent)
         direct = session is not None and session.open
         if session is not None:
@@ -95,6 +93,7 @@ class Dispatcher:
             if known is not None:
                 check_same(known, order)
                 return known, None
+            check_unused(requests.get(transaction.connection, organization, call.actor.id, order.request_id), order)
             agent = check_agent(agents.get(transaction.connection, organization, order.agent), order.agent)
             made = True
             elsewhere = agent.replica != self._ledger.boot_id
@@ -108,46 +107,45 @@ class Dispatcher:
             if made:
                 self._withdraw(*late, session)
 
+        def follow(done: "asyncio.Future[tuple[Row, Proof | None]]") -> None:
+            if session is not None:
+                session.queued -= not direct
+            failed = done.cancelled() or done.exception() is not None
+            sent = not failed and self._hand_over(*done.result(), session, elsewhere=elsewhere)
+            if session is not None and not sent:
+                session.credit += direct
+
+        committing: asyncio.Future[tuple[Row, Proof | None]]
         try:
-            row, proof = await self._ledger.commit((organization,), apply, late=withdraw)
-        except BaseException:
+            committing = self._ledger.commit((organization,), apply, late=withdraw)
+        except errors.Error:
             if session is not None:
                 session.credit += direct
                 session.queued -= not direct
             raise
+        committing.add_done_callback(follow)
+        row, proof = await asyncio.shield(committing)
         call.superseded_by = row.event_index
         call.details["command"] = names.command_name(row.id)
-        if session is not None:
-            session.queued -= not direct
-            if proof is not None and not proof.checkpoint:
-                self._withdraw(row, proof, session)
-                raise errors.LedgerUnavailable("the log cannot be signed now, so nothing was sent: try again")
-            if proof is not None:
+        if proof is not None and not proof.checkpoint:
+            raise errors.LedgerUnavailable("the log cannot be signed now, so nothing was sent: try again")
+        return row
+
+    def _hand_over(self, row: Row, proof: Proof | None, session: Session | None, *, elsewhere: bool) -> bool:
+        """See to it that a command that was just recorded reaches its agent; whether it takes a place of the window."""
+        if proof is not None and session is not None:
+            if proof.checkpoint:
                 self._spawn(session.show(self._frame(row, proof), proof.turn))
-                return row
-            session.credit += direct
-        newest = self._sessions.get(organization, order.agent)
+            else:
+                self._withdraw(row, proof, session)
+            return True
+        newest = self._sessions.get(row.organization, row.agent)
         if row.state == State.PENDING and newest is not None:
             newest.backlog = True
             self.wake(newest)
         if row.state == State.PENDING and elsewhere:
             self.tell(Topic.COMMANDS)
-        return row
-
-    async def _require_online(self, call: Call, order: Order) -> None:
-        organization, agent = call.organization, order.agent
-        if order.request_id:
-            known = await self._reader.read(commands.get_by_request, organization, call.actor.id, order.request_id)
-            if known is not None:
-                return  # its answer may be known already
-        row = check_agent(await self._reader.read(agents.get, organization, agent), agent)
-        if not row.connected or row.lease_until <= self._clock():
-            seconds = (self._clock() - (row.last_seen_at or 0)) // 1_000_000
-            raise errors.AgentOffline(
-                f"agent {agent} is not connected, it was last heard {seconds} s ago: "
-                "start it, or repeat the call with detach to have it done when it is back",
-                metadata={"agent": agent},
-            )
+        return False
 
     def _withdraw(self, row: Row, proof: Proof | None, session: Session | None) -> None:
         """The intent came to disk after its caller was told that nothing happened: then nothing must."""
@@ -158,7 +156,13 @@ class Dispatcher:
                 session.end(errors.Stopping("the log cannot be signed now"))
         if row.state not in ENDS:
             end = End(State.CANCELLED, Code.UNAVAILABLE, "its caller was told UNAVAILABLE", "never sent")
-            self._spawn(self._settle(row.organization, row.id, end))
+
+            def free(transaction: Transaction) -> None:
+                if row.rollout:
+                    rollouts.free_target(transaction.connection, row.rollout, row.id)
+
+            # Only as it stands: what a session took since is on its way to its agent.
+            self._spawn(self._settle(row.organization, row.id, end, epoch=row.epoch, also=free))
 
     async def wait(self, organization: str, command: str, seconds: float | None) -> Row:
         """The command once it is settled, or UNKNOWN. Raises TimeoutError after `seconds`."""
@@ -218,28 +222,15 @@ class Dispatcher:
 
         await self._send(session, await self._ledger.commit((session.organization,), prove, late=send))
 
-    async def show_growth(self, session: Session) -> None:
-        """Show the agent the tree as it is now, for it to check and to cosign. Whoever stops waiting for it stops
-        nothing: a proof that is not shown would keep all that come after it waiting for their turn."""
-        if not session.growing:
+    async def show_growth(self, *sessions: Session) -> None:
+        """Show these agents, all of one organization, the tree as it is now, for them to check and to cosign: one unit
+        of the ledger for all. Whoever stops waiting for it stops nothing: a proof that is not shown would keep all that
+        come after it waiting for their turn."""
+        waiting = [session for session in sessions if not session.growing]
+        for session in waiting:
             session.growing = True
-            await asyncio.shield(self._spawn(self._show_growth(session)))
-
-    async def _show_growth(self, session: Session) -> None:
-        def look(transaction: Transaction) -> Proof:
-            return transaction.prove_again(session.organization, -1, session.sight)
-
-        async def show(proof: Proof) -> None:
-            grown = proof.checkpoint and proof.size > proof.extends
-            await session.show(self._frame(None, proof) if grown else None, proof.turn)
-
-        def show_late(proof: Proof) -> None:
-            self._spawn(show(proof))
-
-        try:
-            await show(await self._ledger.commit((session.organization,), look, late=show_late))
-        finally:
-            session.growing = False
+        if waiting:
+            await asyncio.shield(self._spawn(show_growth(self._ledger, waiting, self._frame, self._spawn)))
 
     async def acknowledge(self, session: Session, command: str, agent_time: int | None) -> None:
         """The agent has journalled a command: it is STARTED."""
@@ -293,12 +284,16 @@ class Dispatcher:
             self._resolve(done[0])
         return done
 
-    def resume(self, session: Session, resend: list[Sending], settled: list[Row]) -> None:
-        """After `reconciliation.reconcile` is committed: send again, and answer those who wait."""
+    def resume(self, session: Session, resend: list[Sending], settled: list[Row], growth: Proof | None) -> None:
+        """After `reconciliation.reconcile` is committed: send again, and answer those who wait. `growth`: of the tree
+        alone, where nothing is sent again."""
         for row in settled:
             self._resolve(row)
         # The agent sees the log before anything else of it: the first time, it pins the log's key.
-        self._spawn(self._send(session, resend) if resend else self.show_growth(session))
+        if growth is not None:
+            self._spawn(session.show(self._frame(None, growth) if growth.checkpoint else None, growth.turn))
+        if resend:
+            self._spawn(self._send(session, resend))
         self.wake(session)
 
     async def sweep(self) -> None:
@@ -341,10 +336,15 @@ class Dispatcher:
             if session is not None:
                 session.backlog = True
                 self.wake(session)
-        for row in await self._reader.read(commands.list_cancels, self._ledger.boot_id, SWEEP_MAX):
-            session = self._sessions.get(row.organization, row.agent)
-            if session is not None:
-                self._ask_cancel(session, row)
+        after, more = "", True
+        while more:  # those that were asked stay in the list until they end
+            found = await self._reader.read(commands.list_cancels, self._ledger.boot_id, after, SWEEP_MAX)
+            for row in found:
+                session = self._sessions.get(row.organization, row.agent)
+                if session is not None:
+                    self._ask_cancel(session, row)
+            more = len(found) == SWEEP_MAX
+            after = found[-1].id if found else ""
 
     async def look_for_ends(self) -> None:
         """Answer those who wait for commands that another process settled. Raises StoreUnavailable."""

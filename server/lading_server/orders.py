@@ -13,8 +13,9 @@ from lading_server.commands import State
 from lading_server.ends import target_of
 from lading_server.event import Event, Outcome, Stage
 from lading_server.ledger.transaction import Proof, Sight, Transaction
-from lading_server.store import agents, commands, rollouts
+from lading_server.store import agents, commands, requests, rollouts
 from lading_server.store.commands import Row
+from lading_server.store.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,13 @@ def check_same(known: Row, order: Order) -> None:
         raise errors.already_used(order.request_id, f"command {known.id}", differing, command=name)
 
 
+def check_unused(known: requests.Row | None, order: Order) -> None:
+    """Raise AlreadyExists when a call of another kind was made under the key."""
+    if known is not None:
+        operation = known.operation
+        raise errors.already_used(order.request_id, f"operation {operation}", ["method"], first=operation)
+
+
 def check_agent(row: agents.Row | None, agent: str) -> agents.Row:
     """Raise unless the agent exists and takes commands."""
     if row is None:
@@ -156,3 +164,21 @@ def check_agent(row: agents.Row | None, agent: str) -> agents.Row:
             f"agent {agent} is drained and takes no commands: `lading agents resume {agent}`", metadata={"agent": agent}
         )
     return row
+
+
+async def require_online(reader: Reader, call: Call, order: Order, at: int) -> None:
+    """Raise AgentOffline unless the agent is connected, to whichever process, or the order was placed before. `at`:
+    now."""
+    organization, agent = call.organization, order.agent
+    if order.request_id:
+        known = await reader.read(commands.get_by_request, organization, call.actor.id, order.request_id)
+        if known is not None:
+            return  # its answer may be known already
+    row = check_agent(await reader.read(agents.get, organization, agent), agent)
+    if not row.connected or row.lease_until <= at:
+        seconds = (at - (row.last_seen_at or 0)) // 1_000_000
+        raise errors.AgentOffline(
+            f"agent {agent} is not connected, it was last heard {seconds} s ago: "
+            "start it, or repeat the call with detach to have it done when it is back",
+            metadata={"agent": agent},
+        )

@@ -3,17 +3,32 @@
 import base64
 import binascii
 import json
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from lading_server import errors
 
 SIZE = 100
 SIZE_MAX = 500
+BYTES = 512 * 1024
+"""Of large fields in one answer, with one row more. A list of small numbers takes 6.5 times as much as a message, where
+gRPC takes 4 MiB by default, and 0.4 s to make it one."""
+R = TypeVar("R")
 
 
 def size(requested: int) -> int:
     """Rows of one page: 100 when none are asked for, 500 at most."""
     return min(requested, SIZE_MAX) if requested > 0 else SIZE
+
+
+def portion(rows: Sequence[R], bytes_of: Callable[[R], int]) -> Sequence[R]:
+    """The first rows, as many as one answer takes; at least one of those that there are."""
+    size = 0
+    for number, row in enumerate(rows, 1):
+        size += bytes_of(row)
+        if size > BYTES:
+            return rows[:number]
+    return rows
 
 
 def token(of: str, *key: str | int) -> str:

@@ -69,6 +69,8 @@ class Tally:
     succeeded: int = 0
     failed: int = 0
     unknown: int = 0
+    forgiven: int = 0
+    """Those of the failures that a person has seen, and resumed after."""
 
     @property
     def total(self) -> int:
@@ -81,14 +83,18 @@ class Tally:
     @property
     def failures(self) -> int:
         """What counts against the budget."""
-        return self.failed + self.unknown
+        return self.failed + self.unknown - self.forgiven
 
 
-def tally_of(counts: Iterable[tuple[int | None, int]]) -> Tally:
-    """From pairs of a command's state, None for a target that has not begun, and how many targets there are in it."""
-    sums = dict.fromkeys(("waiting", "in_flight", "succeeded", "failed", "unknown"), 0)
-    for state, count in counts:
-        sums[place_of(state)] += count
+def tally_of(counts: Iterable[tuple[int | None, bool, int]]) -> Tally:
+    """From a command's state, None for a target that has not begun, whether its failure was forgiven, and how many
+    targets there are of it. One that was forgiven while UNKNOWN, and succeeded, is a success like others."""
+    sums = dict.fromkeys(("waiting", "in_flight", "succeeded", "failed", "unknown", "forgiven"), 0)
+    for state, forgiven, count in counts:
+        place = place_of(state)
+        sums[place] += count
+        if forgiven and place in ("failed", "unknown"):
+            sums["forgiven"] += count
     return Tally(**sums)
 
 
@@ -136,16 +142,18 @@ class Step(IntEnum):
     """Too many have failed."""
     SUCCEED = 4
     """All is done."""
+    FORBID = 5
+    """Its author may not operate containers any more."""
 
 
 def next_step(
-    tally: Tally, pace: Pace, wave: int, ends: Sequence[int], *, forgiven: int, wave_ended_at: int | None, now: int
+    tally: Tally, pace: Pace, wave: int, ends: Sequence[int], *, wave_ended_at: int | None, now: int
 ) -> Begin | Wait | Step:
-    """What a running rollout does next. `forgiven`: failures that a person has seen, and resumed after.
+    """What a running rollout does next.
 
     No command begins once the budget is spent. A wave is over when each of its targets has an end, or is UNKNOWN.
     """
-    if tally.failures - forgiven > pace.failures_max:
+    if tally.failures > pace.failures_max:
         return Step.BREACH
     room = min(ends[wave - 1] - tally.begun, pace.concurrent_max - tally.in_flight)
     if room > 0:

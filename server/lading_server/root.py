@@ -66,7 +66,8 @@ RECENT_MICROSECONDS = 600_000_000
 """Agents that were heard in the last ten minutes are expected back."""
 STOP_SECONDS = 10.0
 """Calls that run get this long to end when the server stops."""
-
+COLLECT_FROM = 20_000
+"""So many more objects than at the last look have the collector look again: some megabytes."""
 TAKEOVER_PAUSE_SECONDS = 0.5
 """Each look reads all agents of this process."""
 
@@ -195,6 +196,7 @@ class Server:
         private = "" if alone else self._listen(self._private, settings.replica_address)
         checkpoints = Checkpoints(self._ledger)
         self._ending.push_async_callback(checkpoints.sign)
+        self._ending.push_async_callback(self._agent_link.cosignatures.write)
         boot = Boot(self._ledger, self._reader, alone=alone, address=private)
         await boot.begin()
         self._ending.push_async_callback(boot.end)
@@ -203,7 +205,7 @@ class Server:
         wakeups.on(Topic.COMMANDS, dispatcher.look_for_work)
         wakeups.on(Topic.ENDS, dispatcher.look_for_ends)
         wakeups.on(Topic.ACCESS, self._identity.look)
-        wakeups.on(Topic.AGENTS, takeover.look, TAKEOVER_PAUSE_SECONDS)
+        wakeups.on(Topic.AGENTS, takeover.hear, TAKEOVER_PAUSE_SECONDS)
         wakeups.start()
         self._ending.push_async_callback(wakeups.close)
         self._tasks = [
@@ -216,6 +218,8 @@ class Server:
             asyncio.create_task(self._audit.watch()),
             asyncio.create_task(self._agent_link.upkeep.show_growth()),
             asyncio.create_task(self._agent_link.upkeep.go_round()),
+            asyncio.create_task(self._agent_link.leases.keep()),
+            asyncio.create_task(self._agent_link.cosignatures.keep()),
             asyncio.create_task(counts.keep(self._ledger, self._reader)),
             asyncio.create_task(repeats.forget(self._ledger)),
         ]
@@ -281,8 +285,7 @@ def run(settings: Settings, port_file: pathlib.Path | None) -> int:
 async def _serve(settings: Settings, port_file: pathlib.Path | None) -> int:
     server = Server(settings)
     await server.start()
-    gc.collect()
-    gc.freeze()
+    tune_collector()
     log.info("serving on %s, database %s", server.address, settings.database_url.rpartition("@")[2])
     if port_file is not None:
         write_port(port_file, server.address)
@@ -299,6 +302,14 @@ async def _serve(settings: Settings, port_file: pathlib.Path | None) -> int:
     await stopping
     log.info("stopped")
     return 0
+
+
+def tune_collector() -> None:
+    """For a process that serves: what is there now stays, and calls and frames, which are freed without the collector,
+    do not have it look through all sessions again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_FROM, 10, 10)
 
 
 async def _signal(signals: Iterable[signal.Signals], *, orphaned: bool = False) -> None:

@@ -9,11 +9,15 @@ from typing import Any
 
 from lading.transparency import note
 from lading_server import errors
+from lading_server.allowance import Allowance
 from lading_server.ledger.transaction import Sight
 
 HEARTBEAT_SECONDS = 15.0
 HEARTBEATS_PER_SECOND = 300.0
 """Most that one process sees: with more agents each sends fewer."""
+CANARIES_PER_SECOND = 100.0
+"""Most that one process sends: with more agents each gets fewer, down to one in CANARY_SECONDS_MAX."""
+CANARY_SECONDS_MAX = 60.0
 LEASE_BEATS = 3
 """Heartbeats that may fail to come before an agent counts as lost."""
 WINDOW = 64
@@ -68,6 +72,11 @@ def heartbeat_of(agents: int) -> float:
     return max(HEARTBEAT_SECONDS, agents / HEARTBEATS_PER_SECOND)
 
 
+def canary_of(agents: int) -> float:
+    """Seconds between two canaries of one agent, unless its heartbeats are further apart."""
+    return min(CANARY_SECONDS_MAX, agents / CANARIES_PER_SECOND)
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """One life of an agent's Connect stream.
@@ -75,11 +84,12 @@ class Session:
     `send` writes a frame's content with the next sequence number; `credit` is what is left of the window; `backlog`
     says that commands wait in the database, `queued` how many are being put there, and `flushing` that they are being
     sent, so that newer ones must not overtake them; `growing` that it is being shown the log alone. `sight` is the tree
-    of the log that the agent was shown last, and `turn` the number of the proof that is next. `resent`: commands that
+    of the log that the agent was shown last, `turn` the number of the proof that is next, and `turns` those that wait
+    for theirs. `resent`: commands that
     were sent a second time; `cancelled`: those that it was asked to stop, with whether it had acknowledged them then.
     `heartbeat` and `lease` in seconds. `boot` and `journal` as in Hello. `began_at`: microseconds since the epoch.
     `ends_at`: when it is drained for its age, as `time.monotonic`. `probes`: canaries that somebody waits for, by
-    nonce.
+    nonce. `allowance`: of what it may put into the log of its own accord.
     """
 
     organization: str
@@ -106,15 +116,17 @@ class Session:
     ends_at: float = math.inf
     draining: bool = False
     pulse: Pulse = field(default_factory=Pulse)
+    allowance: Allowance = field(default_factory=Allowance)
     probes: dict[str, asyncio.Event] = field(default_factory=dict)
     heard_at: float = field(default_factory=time.monotonic)
     sent: int = 0
     received: int = 0
     failure: errors.Error | None = None
+    closed: bool = False
     inventory_version: int = 0
     lease_written_at: float = field(default_factory=time.monotonic)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    turns: asyncio.Condition = field(default_factory=asyncio.Condition)
+    turns: "dict[int, asyncio.Future[None]]" = field(default_factory=dict)
 
     async def send(self, frame: Any) -> None:
         """Number a frame and write it; waits while the agent does not read. Raises AgentOffline."""
@@ -129,15 +141,28 @@ class Session:
 
     async def show(self, frame: Any, turn: int) -> None:
         """Send a frame with a proof when its turn comes, for each goes on from the tree of the one before; None passes
-        the turn on."""
-        async with self.turns:
-            await self.turns.wait_for(lambda: self.turn >= turn)
-            try:
-                if frame is not None:
-                    await self.send(frame)
-            finally:
-                self.turn = turn + 1
-                self.turns.notify_all()
+        the turn on. Raises AgentOffline."""
+        if self.turn < turn:
+            if self.closed:
+                raise errors.AgentOffline(f"agent {self.agent} went away")
+            self.turns[turn] = asyncio.get_running_loop().create_future()
+            await self.turns[turn]
+        try:
+            if frame is not None:
+                await self.send(frame)
+        finally:
+            self.turn = turn + 1
+            following = self.turns.pop(self.turn, None)
+            if following is not None and not following.done():
+                following.set_result(None)
+
+    def close(self) -> None:
+        """The stream is over: nobody waits any more for a turn, which may never come."""
+        self.closed = True
+        for waiting in self.turns.values():
+            if not waiting.done():
+                waiting.set_exception(errors.AgentOffline(f"agent {self.agent} went away"))
+        self.turns.clear()
 
     def end(self, failure: errors.Error) -> None:
         """End the session: its stream answers with `failure`."""

@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 """What another process did to an agent is seen here after this long at the latest."""
+READS_PER_SECOND = 2_500
+"""Agents that wake-ups have read."""
 
 
 class Takeover:
@@ -28,6 +30,12 @@ class Takeover:
                 await self.look()
             except errors.Error as failure:
                 log.warning("cannot look for agents that went elsewhere: %s", failure)
+
+    async def hear(self) -> None:
+        """After a wake-up: look, and leave some time until the next look, for each reads all agents of this process,
+        and while a fleet moves there is a wake-up for every agent. Raises StoreUnavailable."""
+        await self.look()
+        await asyncio.sleep(len(self._sessions.all()) / READS_PER_SECOND)
 
     async def look(self) -> None:
         """Once. Raises StoreUnavailable."""

@@ -49,12 +49,18 @@ class Workers:
     def __init__(self, settings: Settings, count: int, options: Sequence[str]) -> None:
         """`options`: what `lading server run` was given beside address, database and `--workers`.
 
-        Raises InvalidSettings for a database that only one process may have.
+        Raises InvalidSettings for a database, or a port, that only one process may have.
         """
         if not settings.database.startswith("postgresql:"):
             raise InvalidSettings(
                 "--workers needs PostgreSQL (--database postgresql://USER@HOST/NAME): the embedded database is for one "
                 "process"
+            )
+        if not settings.replica_address.endswith(":0"):
+            host = settings.replica_address.rpartition(":")[0]
+            raise InvalidSettings(
+                f"--replica-listen {settings.replica_address} names one port, and each of the workers needs its own: "
+                f"say --replica-listen {host}:0"
             )
         self._settings, self._count, self._options = settings, count, options
         self._current: dict[int, Worker] = {}

@@ -27,7 +27,7 @@ SERVER_LAYERS: list[set[str]] = [
     {"interceptors", "services"},
     {"conductor"},
     {"bootstrap", "boots", "identity", "dispatch", "takeover"},
-    {"orders", "reconciliation", "waiters"},
+    {"growth", "orders", "reconciliation", "waiters"},
     {"ends", "sessions"},
     {"call"},
     {"ledger"},

@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("operation", sa.Text, nullable=False),
         sa.Column("recorded_at", sa.BigInteger, nullable=False),
     )
+    op.create_index("requests_recorded", "requests", ["recorded_at"])
     op.create_table(
         "rollouts",
         sa.Column("id", sa.Text, primary_key=True),
@@ -37,7 +38,6 @@ def upgrade() -> None:
         sa.Column("wave", sa.Integer, nullable=False),
         sa.Column("wave_ends", sa.Text, nullable=False),
         sa.Column("wave_ended_at", sa.BigInteger),
-        sa.Column("failures_forgiven", sa.Integer, nullable=False),
         sa.Column("targets_sha256", sa.LargeBinary, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("actor_type", sa.SmallInteger, nullable=False),
@@ -71,4 +71,5 @@ def upgrade() -> None:
         sa.Column("command", sa.Text, nullable=False),
         sa.Column("state", sa.SmallInteger, nullable=False),
         sa.Column("error", sa.Text, nullable=False),
+        sa.Column("forgiven", sa.Boolean, nullable=False),
     )

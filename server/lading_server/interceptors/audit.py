@@ -184,7 +184,7 @@ class Audit(grpc.aio.ServerInterceptor):
             request: Any = None
             if handler.request_streaming:
                 access.check(call, method)
-                self._admit(method)
+                self._admit(call, method)
                 request = context.messages()
             else:
                 request = await self._read_request(call, context, method)
@@ -230,10 +230,12 @@ class Audit(grpc.aio.ServerInterceptor):
             call.started = False
             raise
 
-    def _admit(self, method: Method) -> None:
+    def _admit(self, call: Call, method: Method) -> None:
         """Shed an agent's stream before it costs anything. Raises ConnectsShed, with the turn that it is given."""
-        if method.path == CONNECT and (wait := self._bucket.take()) is not None:
-            raise errors.ConnectsShed(retry_after=wait)
+        if method.path == CONNECT:
+            wait = self._bucket.take(f"{call.organization}/{call.actor.id}")
+            if wait is not None:
+                raise errors.ConnectsShed(retry_after=wait)
 
     async def _refuse_unknown(self, _messages: Any, real: Any) -> None:
         call = calls.current()
@@ -296,7 +298,7 @@ class Audit(grpc.aio.ServerInterceptor):
             if done.exception() is None:
                 then()
 
-        committing = asyncio.ensure_future(self._ledger.commit(organizations, apply, late=lambda _raw: then()))
+        committing = self._ledger.commit(organizations, apply, late=lambda _raw: then())
         committing.add_done_callback(follow)
         return await asyncio.shield(committing)
 

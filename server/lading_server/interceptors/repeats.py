@@ -1,7 +1,7 @@
 """Calls that are sent again: the same `request_id` by the same actor gives the first reply, and does nothing more.
 
 Only calls that succeeded are kept: one that failed did nothing, and is tried anew. Lifecycle calls are kept as their
-commands (`orders.py`).
+commands (`orders.py`); a key is used for one call of either kind.
 """
 
 import asyncio
@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from lading_server import errors, fingerprints
+from lading_server import errors, fingerprints, names
 from lading_server.call import Call, Change, Repeated
 from lading_server.interceptors.methods import Method
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Transaction
-from lading_server.store import requests
+from lading_server.store import commands, requests
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Once:
         self._request_id: str = request.request_id
         self._fields = fingerprints.fields_of(request, without=("request_id",))
         self._repeated = False
+        self._said: tuple[Any, dict[str, Any]] | None = None
         call.claim = self._claim
 
     async def serve(self, serving: Awaitable[Any]) -> Change[Any]:
@@ -55,6 +56,10 @@ class Once:
     def apply(self, transaction: Transaction, change: Change[Any], serialize: Callable[[Any], bytes]) -> bytes:
         """The first reply if there was one; else do it, and keep the reply. The event of the call commits with it."""
         call, method = self._call, self._method
+        if self._said is None:
+            self._said = call.diff, call.details
+        # A batch that is done again may have seen another call under this key the first time.
+        call.diff, call.details = self._said[0], dict(self._said[1])
         known = self._find(transaction)
         self._repeated = known is not None
         if known is not None:
@@ -80,7 +85,12 @@ class Once:
     def _find(self, transaction: Transaction) -> requests.Row | None:
         """The first call under this key. Raises AlreadyExists when that one was another."""
         call = self._call
-        known = requests.get(transaction.connection, call.organization, call.actor.id, self._request_id)
+        key = (call.organization, call.actor.id, self._request_id)
+        command = commands.get_by_request(transaction.connection, *key)
+        if command is not None:
+            name = names.command_name(command.id)
+            raise errors.already_used(self._request_id, f"command {command.id}", ["method"], command=name)
+        known = requests.get(transaction.connection, *key)
         if known is None:
             return None
         if known.method != self._method.path:

@@ -110,6 +110,8 @@ class Writer:
         values = ", ".join(f"{name} = {self._mark}" for name in ("size", "recorded_at", "edge"))
         self._move = f"UPDATE logs SET {values} WHERE organization = {self._mark}"
         self._insert = f"INSERT INTO events ({QUOTED}) VALUES ({', '.join([self._mark] * len(COLUMNS))})"
+        of = f"organization = {self._mark} AND operation = {self._mark} AND superseded_by IS NULL"
+        self._supersede = f'UPDATE events SET superseded_by = {self._mark} WHERE {of} AND "index" < {self._mark}'
 
     @contextlib.contextmanager
     def one_trip(self, connection: sa.Connection) -> Iterator[None]:
@@ -151,6 +153,12 @@ class Writer:
                     for row in rows:
                         copy.write_row(row)
 
+    def supersede(self, connection: sa.Connection, follows: Sequence[Follow]) -> None:
+        """Mark what was the last word on these operations as followed by a newer one."""
+        if follows:
+            with cursor(connection) as driver:
+                driver.executemany(self._supersede, [(index, log, of, index) for log, of, index in follows])
+
     def lock_heads(self, connection: sa.Connection, names: Sequence[str]) -> "dict[str, Head]":
         """Lock the heads of these logs, in their order, so that two processes never wait for each other."""
         from lading_server.ledger.transaction import Head
@@ -187,18 +195,6 @@ def undo(connection: sa.Connection) -> None:
     run(connection, "RELEASE SAVEPOINT unit")
 
 
-_SUPERSEDE = (
-    sa.update(schema.events)
-    .where(
-        schema.events.c.operation == sa.bindparam("of"),
-        schema.events.c.organization == sa.bindparam("log"),
-        schema.events.c.superseded_by.is_(None),
-        schema.events.c.index < sa.bindparam("by"),
-    )
-    .values(superseded_by=sa.bindparam("by"))
-)
-
-
 def create_heads(connection: sa.Connection, names: Sequence[str]) -> None:
     """Begin logs; one that another process began meanwhile is left as it is."""
     for name in names:
@@ -208,14 +204,6 @@ def create_heads(connection: sa.Connection, names: Sequence[str]) -> None:
                 " ON CONFLICT DO NOTHING"
             ),
             {"name": name, "edge": b""},
-        )
-
-
-def supersede(connection: sa.Connection, follows: Sequence[Follow]) -> None:
-    """Mark what was the last word on these operations as followed by a newer one."""
-    if follows:
-        connection.execute(
-            _SUPERSEDE, [{"log": log, "of": operation, "by": index} for log, operation, index in follows]
         )
 
 

@@ -144,7 +144,9 @@ class Trees:
                     log.error("the checkpoint of %s cannot be signed: %s", name, failure)
                     signed[name] = ""
             proof.checkpoint = signed[name]
-            proof.sight.size, proof.sight.turn = proof.size, proof.turn + 1
+            proof.sight.turn = proof.turn + 1
+            if proof.checkpoint:  # else nobody can be shown this tree, and the next proof goes on from the one before
+                proof.sight.size = proof.size
 
     def forget(self) -> None:
         """The transaction did not commit: believe nothing that it told."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from grpc.aio import EOF
 
-from lading.transparency import note
 from lading.v1 import agent_link_pb2, agent_link_pb2_grpc
 from lading_server import admission, errors
 from lading_server import call as calls
@@ -18,26 +17,27 @@ from lading_server.commands import State
 from lading_server.dispatch import Dispatcher
 from lading_server.ends import conflict_of
 from lading_server.errors import Code
+from lading_server.event import Event
 from lading_server.ledger.ledger import Ledger
-from lading_server.ledger.transaction import Sight, Transaction
+from lading_server.ledger.transaction import Proof, Sight, Transaction
 from lading_server.names import ID
 from lading_server.reconciliation import reconcile
 from lading_server.relay import Relays
-from lading_server.services import bulk, clones, drifts, fences
+from lading_server.services import bulk, clones, drifts, excess, fences, leases
+from lading_server.services.cosignatures import Cosignatures
+from lading_server.services.leases import Leases
 from lading_server.services.neighbours import Neighbours
 from lading_server.services.resources import container_values, duration, stamp, text, time_of
 from lading_server.services.results import end_of, witness_of
 from lading_server.services.upkeep import Upkeep, lifetime
-from lading_server.sessions import CANARY, LEASE_BEATS, WINDOW, Session, Sessions
+from lading_server.sessions import LEASE_BEATS, WINDOW, Session, Sessions
 from lading_server.settings import STREAM_SECONDS
 from lading_server.signer import Signer
-from lading_server.store import agents, containers, tiles
+from lading_server.store import agents, containers
 from lading_server.store.wakeups import Topic
 
 log = logging.getLogger(__name__)
 
-LEASE_WRITE_SECONDS = 30.0
-"""A heartbeat renews the lease in memory; in the database it is written this often, and so much longer."""
 HELD_MAX = 10_000
 EPOCH_MAX = 2**53
 """No agent lives to see it; one that says more cannot have the numbers end."""
@@ -61,10 +61,12 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         stream_seconds: float = STREAM_SECONDS,
         connects_per_second: float = admission.PER_SECOND,
     ) -> None:
-        self._ledger, self._dispatcher, self._sessions, self._signer = ledger, dispatcher, sessions, signer
+        self._ledger, self._dispatcher, self._sessions = ledger, dispatcher, sessions
         self._relays, self._neighbours, self._clock = relays, neighbours, clock
         self._stream_seconds = stream_seconds
         self.upkeep = Upkeep(dispatcher, sessions, connects_per_second)
+        self.leases = Leases(ledger, sessions, clock)
+        self.cosignatures = Cosignatures(ledger, signer)
         self.stopping = False
 
     async def Connect(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
@@ -103,11 +105,15 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         finally:
             call.details["closing"] = session.failure.message if session.failure else closing
             self._sessions.remove(session)
+            session.close()
             gone = errors.AgentOffline(f"agent {session.agent} went away")
             self._relays.fail(session.organization, session.agent, gone)
             # One that was asked to connect anew is expected back: until its lease is over, commands wait for it.
-            await self._keep(session, connected=session.draining and session.failure is None)
+            await self.leases.write([session], connected=session.draining and session.failure is None)
             self._sessions.notify(session.organization)
+            if session.allowance.left_out:
+                with contextlib.suppress(errors.Error):
+                    await self._tell_excess(session)
 
     async def _open(self, call: Call, first: agent_link_pb2.ConnectRequest, context: Any) -> Session:
         """Raise the epoch, settle what the journal tells, say Welcome; then the agent is online."""
@@ -135,11 +141,12 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         if older is not None and rival and not await clones.is_alive(older):
             rival = ""
 
-        def apply(transaction: Transaction) -> tuple[int, tuple[Any, Any, int]] | None:
+        def apply(transaction: Transaction) -> tuple[int, tuple[Any, Any, int], Proof | None] | None:
             if sight.size > transaction.size(call.organization):
                 raise errors.FailedPrecondition(
-                    f"the agent saw a tree of {sight.size} entries, and this log is shorter: the database went back; "
-                    "see `lading server accept-rollback`"
+                    f"the agent saw a tree of {sight.size} entries, and this log is shorter: the database went "
+                    "back; see `lading server accept-rollback`, and then, on the agent's host, "
+                    "`lading agent forget-log --help`"
                 )
             nonlocal elsewhere
             known = agents.get(transaction.connection, call.organization, call.actor.id)
@@ -163,17 +170,19 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 boot_id=boot,
                 journal_id=journal,
                 seen_epoch=min(max(0, hello.epoch), EPOCH_MAX),
-                lease_until=transaction.recorded_at + int((lease + LEASE_WRITE_SECONDS) * 1_000_000),
+                lease_until=transaction.recorded_at + int((lease + leases.WRITE_SECONDS) * 1_000_000),
             )
             same = not journal_before or journal_before == journal
-            return epoch, reconcile(transaction, call.organization, call.actor.id, epoch, held, same, sight)
+            settled = reconcile(transaction, call.organization, call.actor.id, epoch, held, same, sight)
+            grown = not settled[0] and sight.size < transaction.size(call.organization)
+            return epoch, settled, transaction.prove_again(call.organization, -1, sight) if grown else None
 
         opened = await self._ledger.commit((call.organization,), apply)
         if opened is None:
             self._end_cloned(call.organization, call.actor.id)
             self._dispatcher.tell(Topic.AGENTS)
             raise errors.AgentCloned
-        epoch, (resend, settled, in_hand) = opened
+        epoch, (resend, settled, in_hand), growth = opened
         task = asyncio.current_task()
         assert task is not None
         session = Session(call.organization, call.actor.id, epoch, context.write, task, WINDOW - in_hand)
@@ -197,7 +206,7 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
         self._sessions.add(session)
         if elsewhere:
             self._dispatcher.tell(Topic.AGENTS)
-        self._dispatcher.resume(session, resend, settled)
+        self._dispatcher.resume(session, resend, settled, growth)
         return session
 
     def _end_cloned(self, organization: str, agent: str) -> None:
@@ -216,11 +225,11 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
     async def _take(self, session: Session, frame: agent_link_pb2.ConnectRequest) -> None:
         """Do what a frame says. The next one is read after this one is on disk, so `received` is what was applied."""
         kind = frame.WhichOneof("frame")
+        if session.allowance.due:
+            await self._tell_excess(session)
         if kind == "heartbeat":
             if session.backlog:
                 self._dispatcher.wake(session)
-            if time.monotonic() - session.lease_written_at > LEASE_WRITE_SECONDS:
-                await self._keep(session, connected=True)
         elif kind == "acknowledge":
             command = text(frame.acknowledge.command, 64)
             await self._dispatcher.acknowledge(session, command, time_of(frame.acknowledge, "agent_time"))
@@ -231,20 +240,36 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 log.error("agent %s: %s", session.agent, said)
                 command = text(frame.result.command, 64)
                 at = self._clock()
-                await self._ledger.record([conflict_of(session.organization, session.agent, command, said, at)])
+                conflict = conflict_of(session.organization, session.agent, command, said, at)
+                await self._record(session, "conflict", [conflict])
                 return
             await self._take_result(session, frame.result)
         elif kind == "canary_echo":
             self._take_echo(session, frame.canary_echo.nonce)
         elif kind == "drift":
-            events = drifts.events_of(session, frame.drift, self._clock())
-            await self._ledger.commit((session.organization,), lambda transaction: drifts.record(transaction, events))
+            await self._record(session, kind, drifts.events_of(session, frame.drift, self._clock()))
         elif kind == "stale_frame":
-            await self._ledger.record([fences.event_of(session, frame.stale_frame, self._clock())])
+            await self._record(session, kind, [fences.event_of(session, frame.stale_frame, self._clock())])
         elif kind == "witness_signature":
-            await self._take_cosignature(session, frame.witness_signature)
+            self.cosignatures.take(session, frame.witness_signature)
         elif kind == "inventory":
             await self._take_inventory(session, frame.inventory)
+
+    async def _record(self, session: Session, kind: str, events: list[Event]) -> None:
+        """Record what an agent tells of its own accord, as far as its allowance goes."""
+        room = session.allowance.room(len(events))
+
+        def apply(transaction: Transaction) -> None:
+            drifts.record(transaction, events[:room])
+
+        if room:
+            await self._ledger.commit((session.organization,), apply)
+        session.allowance.spend(kind, room, len(events) - room)
+
+    async def _tell_excess(self, session: Session) -> None:
+        told = session.allowance.left_out
+        await self._ledger.record([excess.event_of(session, told, self._clock())])
+        told.clear()
 
     async def _take_result(self, session: Session, result: agent_link_pb2.Result) -> None:
         known = result.HasField("container") and ID.fullmatch(result.container.name)
@@ -281,60 +306,10 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
                 containers.put(transaction.connection, session.organization, session.agent, found)
                 containers.drop(transaction.connection, session.organization, session.agent, list(report.removed))
 
-        await self._ledger.commit((), apply)
+        # With the log's head locked, as sessions that begin do: two processes must not wait for each other in a circle.
+        await self._ledger.commit((session.organization,), apply)
         session.inventory_version = report.version
         self._sessions.notify(session.organization)
-
-    async def _take_cosignature(self, session: Session, found: agent_link_pb2.WitnessSignature) -> None:
-        """Keep what the agent signed, if it is of a tree of this log and by its key; else it is passed over."""
-        if session.witness_key is None:
-            return
-        origin = self._signer.key(session.organization).name
-        try:
-            text = note.Checkpoint(origin, found.size, found.root).text()
-            ((_, at),) = note.verify_note(note.parse_note(f"{text}\n{found.signature}"), [session.witness_key])
-        except note.InvalidNote as failure:
-            log.warning("a cosignature of agent %s does not hold: %s", session.agent, failure)
-            return
-        values = {
-            "witness_key": str(session.witness_key),
-            "size": found.size,
-            "root": found.root,
-            "signature": found.signature,
-            "signed_at": at * 1_000_000,
-        }
-
-        def apply(transaction: Transaction) -> None:
-            tiles.put_cosignature(transaction.connection, session.organization, session.agent, **values)
-
-        await self._ledger.commit((), apply)
-
-    async def _keep(self, session: Session, *, connected: bool) -> None:
-        """Write the lease; a crash before leaves the older one, which ends earlier, and that is safe."""
-        at = self._clock()
-        silent = int((time.monotonic() - session.heard_at) * 1_000_000)
-        more = session.lease + (LEASE_WRITE_SECONDS if connected and not session.draining else 0.0)
-        # Other processes tell by it an agent that was never seen to act from one that knows no canaries.
-        began = session.began_at if CANARY in session.capabilities else None
-        pulse: dict[str, int | None] = {"acted_at": session.pulse.acted_at or began}
-        if session.hearing:
-            pulse["heard_at"] = at
-
-        def apply(transaction: Transaction) -> None:
-            agents.keep(
-                transaction.connection,
-                session.organization,
-                session.agent,
-                epoch=session.epoch,
-                seen_at=at - silent,
-                lease_until=at - silent + int(more * 1_000_000),
-                connected=connected,
-                **pulse,
-            )
-
-        session.lease_written_at = time.monotonic()
-        with contextlib.suppress(errors.Error):
-            await self._ledger.commit((), apply)
 
     async def drain(self, reason: str) -> None:
         """Ask every agent to finish what runs and to connect anew; no session is opened any more."""

@@ -12,7 +12,7 @@ from lading_server.clock import Clock, now
 from lading_server.ledger.transaction import Transaction
 from lading_server.services.resources import agent_of
 from lading_server.sessions import Sessions
-from lading_server.store import agents, commands
+from lading_server.store import agents, commands, tiles
 from lading_server.store.reader import Reader
 from lading_server.store.wakeups import Topic
 
@@ -65,7 +65,9 @@ class Agents(agents_pb2_grpc.AgentsServicer):
             raise errors.NotFound(f"there is no agent {name} in your organization: see `lading agents ls`")
         containers = await self._reader.read(agents.count_containers, organization)
         in_flight = await self._reader.read(commands.count_in_flight, organization)
-        return self._message(row, containers.get(name, (0, 0)), in_flight.get(name, 0))
+        message = self._message(row, containers.get(name, (0, 0)), in_flight.get(name, 0))
+        message.witness_key = await self._reader.read(tiles.witness_key_of, organization, name)
+        return message
 
     async def WatchAgents(
         self, request: agents_pb2.WatchAgentsRequest, context: Any

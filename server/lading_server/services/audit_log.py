@@ -28,9 +28,6 @@ from lading_server.store.tiles import Cache
 
 CHUNK = 500
 """Events in one message of a stream."""
-ANSWER_BYTES = 512 * 1024
-"""Of entries and details in one message of a stream, with one event more. A list of small numbers takes 6.5 times as
-much as a message, where gRPC takes 4 MiB by default, and 0.4 s to make it one."""
 EXPORT_MAX = 1_000_000
 POLL_SECONDS = 1.0
 """Another replica may have committed, of which no listener here is told."""
@@ -201,7 +198,9 @@ def page(
     **place: Any,
 ) -> tuple[list[pb.Event], int | None, int | None]:
     """A page of messages, made in the reader's thread: the loop has other things to do."""
+    large = bytes_of if with_entries else bytes_of_details
     found = log.page(connection, organization, wanted, limit, **place)
+    found = bounded(found, large, upwards=place.get("after") is not None)
     return shown(connection, organization, found.rows, with_entries=with_entries), found.older, found.newer
 
 
@@ -217,22 +216,29 @@ def batch(
     **place: Any,
 ) -> tuple[pb.ExportEventsResponse, int | None, int | None]:
     """As much of a page as one answer of an export takes."""
-    found = log.page(connection, organization, wanted, limit, **place)
-    rows, answer = portion(found.rows[::-1] if oldest_first else found.rows), pb.ExportEventsResponse()
+    found = bounded(log.page(connection, organization, wanted, limit, **place), bytes_of, upwards=oldest_first)
+    rows, answer = found.rows[::-1] if oldest_first else found.rows, pb.ExportEventsResponse()
     shown(connection, organization, rows, with_entries=with_entries, make=answer.events.add)
-    if len(rows) < len(found.rows):
-        return answer, rows[-1].index, rows[-1].index
     return answer, found.older, found.newer
 
 
-def portion(rows: Sequence[log.Row]) -> Sequence[log.Row]:
-    """The first rows, as many as one message takes."""
-    size = 0
-    for number, row in enumerate(rows, 1):
-        size += getsizeof(row.details) + getsizeof(row.entry)  # no `len`: they may be damaged
-        if size > ANSWER_BYTES:
-            return rows[:number]
-    return rows
+def bounded(found: log.Page, large: Callable[[log.Row], int], *, upwards: bool) -> log.Page:
+    """As much of a page as one answer takes; `upwards`: from its oldest event on."""
+    rows = list(paging.portion(found.rows[::-1] if upwards else found.rows, large))
+    if len(rows) == len(found.rows):
+        return found
+    edge = rows[-1].index
+    return log.Page(rows[::-1], found.older, edge) if upwards else log.Page(rows, edge, found.newer)
+
+
+def bytes_of(row: log.Row) -> int:
+    """Of what is large in an event. No `len`: they may be damaged."""
+    return getsizeof(row.details) + getsizeof(row.entry)
+
+
+def bytes_of_details(row: log.Row) -> int:
+    """The same of an answer without entries."""
+    return getsizeof(row.details)
 
 
 def following(
@@ -240,7 +246,7 @@ def following(
 ) -> tuple[list[pb.Event], int, int]:
     """The next messages of a tail, where to go on, and the size of the log."""
     found, position, size = log.following(connection, organization, wanted, position, CHUNK)
-    rows = portion(found)
+    rows = paging.portion(found, bytes_of)
     if len(rows) < len(found):
         position = rows[-1].index + 1
     return shown(connection, organization, rows), position, size

@@ -11,6 +11,7 @@ from lading_server import errors
 from lading_server.relay import Relay
 from lading_server.services.results import code_of
 
+PIECE_BYTES_MAX = 64 * 1024
 TAKEN_BYTES = 128 * 1024
 """The agent is told this often that what it sent is here, and need not be kept."""
 
@@ -24,11 +25,21 @@ async def fill(
     another one.
     """
     stream = relay.attach()
-    telling = asyncio.create_task(tell(relay, first.input_received, write))
+    writing = asyncio.Lock()
+
+    async def say(message: Any) -> None:
+        async with writing:
+            await write(message)
+
+    telling = asyncio.create_task(tell(relay, first.input_received, say))
     try:
         await pump(relay, stream, first, read)
         if not relay.stopped.is_set():
             telling.cancel()
+    except errors.Error:
+        async with writing:  # one that was cut off would stand in the way of the status
+            telling.cancel()
+        raise
     except BaseException:
         telling.cancel()
         raise
@@ -39,13 +50,17 @@ async def fill(
 
 
 async def pump(relay: Relay, stream: int, piece: Any, read: Callable[[], Awaitable[Any]]) -> None:
-    """Bring every piece to the reader; when it is slow, read no more, and the agent waits."""
+    """Bring every piece to the reader; when it is slow, read no more, and the agent waits. Raises InvalidArgument."""
     position = piece.offset
     if position > relay.received:
         relay.finish(errors.Damaged(f"agent {relay.agent} left out bytes {relay.received} to {position}"))
         return  # what comes after a gap is not for the reader
     while piece is not EOF and not relay.stopped.is_set() and stream == relay.stream:
         relay.input_taken(piece.input_received)
+        if len(piece.data) > PIECE_BYTES_MAX:
+            said = f"a piece of {len(piece.data)} bytes, and {PIECE_BYTES_MAX} are the most"
+            relay.finish(errors.Damaged(f"agent {relay.agent} sent {said}"))
+            raise errors.InvalidArgument(f"data: {said}", violations={"data": f"at most {PIECE_BYTES_MAX} bytes"})
         if piece.data:
             known = relay.received - position
             position += len(piece.data)

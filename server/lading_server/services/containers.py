@@ -25,6 +25,9 @@ EXECUTE_SECONDS_MAX = 86_400
 ANSWER_EARLY_SECONDS = 0.3
 """So long before the caller's deadline it is told that the command goes on, and how it is called."""
 
+WITHOUT = ("name", "agent", "request_id", "detach")
+"""Fields that are not held against those of the first call of a `request_id`."""
+
 VERBS = {
     "Create": commands_pb2.VERB_CREATE,
     "Start": commands_pb2.VERB_START,
@@ -209,5 +212,5 @@ def order_of(
         reason=request.reason,
         request_id=request.request_id,
         detach=request.detach,
-        fields=fingerprints.fields_of(request, without=("name", "agent", "request_id", "detach")),
+        fields=fingerprints.fields_of(request, without=WITHOUT) if request.request_id else {},
     )

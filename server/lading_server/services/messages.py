@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 
 from lading.v1 import audit_log_pb2 as pb
 from lading_server import errors
-from lading_server.services.resources import duration, microseconds, stamp
+from lading_server.services.resources import duration, microseconds, plain_stamp, stamp
 from lading_server.store import events as log
 from lading_server.store.event_filter import EventFilter, Field, Match
 from lading_server.store.events import Row
@@ -81,11 +81,6 @@ def event_of(
         if of["salt"] is not None:
             message.entry_details, message.salt = raw.encode(), of["salt"]
     return message
-
-
-def plain_stamp(at: int) -> dict[str, int]:
-    """The fields of a Timestamp, from microseconds since the epoch."""
-    return {"seconds": at // 1_000_000, "nanos": at % 1_000_000 * 1000}
 
 
 def filter_of(message: pb.EventFilter) -> EventFilter:

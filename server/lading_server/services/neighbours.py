@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import pathlib
 import ssl
 import time
@@ -20,6 +21,8 @@ from lading_server.event import SYSTEM, ActorType
 from lading_server.settings import ISSUER, Settings, is_loopback
 from lading_server.store import agents, boots
 from lading_server.store.reader import Reader
+
+log = logging.getLogger(__name__)
 
 TOKEN_SECONDS = 120
 CALL_SECONDS = 5.0
@@ -58,7 +61,8 @@ class Neighbours:
                 await self._stub(address).OpenLog(request, metadata=self._who(), timeout=CALL_SECONDS)
             except grpc.aio.AioRpcError as failure:
                 if failure.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
-                    raise errors.Error(f"replica {address} answered {failure.code().name}") from failure
+                    log.error("replica %s answered %s: %s", address, failure.code().name, failure.details())
+                    raise errors.Error(f"the process that has the agent answered {failure.code().name}") from failure
             else:
                 return
         raise errors.AgentOffline(f"agent {agent} is not connected: its logs cannot be read now")
@@ -87,6 +91,8 @@ class Neighbours:
         except grpc.aio.AioRpcError as failure:
             if failure.code() is grpc.StatusCode.NOT_FOUND:
                 raise errors.NotFound("no such bulk session: its reader is gone") from None
+            if failure.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise errors.InvalidArgument(failure.details() or "") from None
             raise errors.AgentOffline(f"the way to the session's reader broke: {failure.code().name}") from failure
         finally:
             rising.cancel()

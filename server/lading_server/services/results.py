@@ -69,7 +69,7 @@ def end_of(
         text(result.container_id, 128),
         time_of(result, "agent_time"),
         time_of(result, "duration"),
-        exit_code=result.exec.exit_code if result.HasField("exec") else None,
+        exit_code=exit_code_of(result),
         session=exec_of(result.exec) if result.HasField("exec") else None,
         signature=signature,
     )
@@ -87,7 +87,7 @@ def signature_of(result: agent_link_pb2.Result, organization: str, agent: str, k
         result.error,
         result.evidence,
         result.container_id,
-        exit_code=None if ran is None else ran.exit_code,
+        exit_code=exit_code_of(result),
         output_sha256=b"" if ran is None else ran.output_sha256,
         output_bytes=0 if ran is None else ran.output_bytes,
     )
@@ -105,16 +105,23 @@ def signature_of(result: agent_link_pb2.Result, organization: str, agent: str, k
     return {"signature": base64.b64encode(result.signature).decode(), "key": str(key), "signed": signed}
 
 
+def exit_code_of(result: agent_link_pb2.Result) -> int | None:
+    """Of the program that an exec session ran; None when there was none, or it had not ended."""
+    return result.exec.exit_code if result.HasField("exec") and not result.exec.still_runs else None
+
+
 def exec_of(ran: agent_link_pb2.ExecSummary) -> dict[str, Any]:
     """What is recorded of an exec session."""
-    found: dict[str, Any] = {
-        "exit_code": ran.exit_code,
-        "input_bytes": ran.input_bytes,
-    }
+    ended: dict[str, Any] = {} if ran.still_runs else {"exit_code": ran.exit_code}
     if not ran.output_sha256:
         # Its agent ended before it did: nobody saw what it wrote.
-        return {"exit_code": ran.exit_code}
-    found |= {"output_bytes": ran.output_bytes, "output_sha256": ran.output_sha256.hex()}
+        return ended
+    found: dict[str, Any] = {
+        **ended,
+        "input_bytes": ran.input_bytes,
+        "output_bytes": ran.output_bytes,
+        "output_sha256": ran.output_sha256.hex(),
+    }
     if ran.output_head:
         found["output_head"] = text(ran.output_head.decode(errors="replace"), 32 * 1024)
     return found

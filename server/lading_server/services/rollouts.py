@@ -96,13 +96,12 @@ class Rollouts(rollouts_pb2_grpc.RolloutsServicer):
         return {
             "id": new_id(),
             "organization": call.organization,
-            "plan": plan.SerializeToString(deterministic=True),
+            "plan": without_names(plan).SerializeToString(deterministic=True),
             "state": int(RolloutState.RUNNING),
             "state_reason": "",
             "wave": 1,
             "wave_ends": json.dumps(ends),
             "wave_ended_at": None,
-            "failures_forgiven": 0,
             "targets_sha256": pace.digest_of(names.container_name(*target) for target in targets),
             "reason": reason,
             "actor_type": int(call.actor.type),
@@ -168,11 +167,11 @@ class Rollouts(rollouts_pb2_grpc.RolloutsServicer):
             limit=size + 1,
             states=list(request.states),
         )
-        page = rows[:size]
+        page = paging.portion(rows[:size], lambda row: len(row.plan))
         counts = await self._reader.read(rollouts.count, [row.id for row in page])
         return rollouts_pb2.ListRolloutsResponse(
             rollouts=[rollout_of(row, tally_of(counts[row.id])) for row in page],
-            next_page_token=paging.token("rollouts", page[-1].created_at, page[-1].id) if len(rows) > size else "",
+            next_page_token=paging.token("rollouts", page[-1].created_at, page[-1].id) if len(rows) > len(page) else "",
         )
 
     async def ListRolloutTargets(self, request: rollouts_pb2.ListRolloutTargetsRequest, context: Any) -> Any:
@@ -241,7 +240,7 @@ class Rollouts(rollouts_pb2_grpc.RolloutsServicer):
             tally = tally_of(rollouts.count(connection, [rollout])[rollout])
             more: dict[str, Any] = {"settled_at": at} if state in pace.SETTLED else {}
             if state is RolloutState.RUNNING:
-                more["failures_forgiven"] = tally.failures
+                rollouts.forgive(connection, rollout)
             moved = rollouts.move(connection, rollout, before, **values, **more)
             if moved is None:
                 raise errors.FailedPrecondition(f"the rollout is {RolloutState(row.state).name} already")
@@ -303,6 +302,14 @@ def checked(asked: rollouts_pb2.RolloutPlan) -> rollouts_pb2.RolloutPlan:
     plan.max_concurrent = plan.max_concurrent or pace.CONCURRENT
     plan.on_breach = plan.on_breach or rollouts_pb2.ON_BREACH_PAUSE
     return plan
+
+
+def without_names(plan: rollouts_pb2.RolloutPlan) -> rollouts_pb2.RolloutPlan:
+    """What is kept of a plan: its targets are rows of their own, and up to 10,000 names would be in every answer."""
+    kept = rollouts_pb2.RolloutPlan()
+    kept.CopyFrom(plan)
+    del kept.containers[:]
+    return kept
 
 
 def work_of(row: rollouts.Row) -> Work:

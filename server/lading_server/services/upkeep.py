@@ -14,12 +14,14 @@ from lading.v1 import agent_link_pb2
 from lading_server import admission, errors
 from lading_server.clock import new_id
 from lading_server.dispatch import Dispatcher
-from lading_server.sessions import CANARY, Session, Sessions
+from lading_server.sessions import CANARY, Session, Sessions, canary_of
 
 log = logging.getLogger(__name__)
 
 GROWTH_SECONDS = 5.0
-GROWTHS_PER_SECOND = 100.0
+GROWTHS_PER_SECOND = 50.0
+"""By one process. With more agents than this allows in GROWTH_SECONDS, each is shown the log less often."""
+GROWTH_STEP_SECONDS = 1.0
 ROUND_SECONDS = 1.0
 JITTER = 0.1
 """A stream lives so much shorter or longer than is set. At its end, load balancers and new servers get their share."""
@@ -38,27 +40,31 @@ class Upkeep:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def show_growth(self) -> None:
-        """For ever: show every agent how the log has grown, for it to check and to cosign; at most so many a second
-        that cosignatures never crowd out commands."""
+        """For ever: show every agent how the log has grown, for it to check and to cosign. Spread over a round; those
+        of an organization that are due together in one unit. At most so many a second that cosignatures never crowd
+        out commands."""
         while True:
             sessions = self._sessions.all()
-            await asyncio.sleep(max(GROWTH_SECONDS, len(sessions) / GROWTHS_PER_SECOND))
-            for session in sessions:
-                try:
-                    async with asyncio.timeout(GROWTH_SECONDS):
-                        await self._dispatcher.show_growth(session)
-                except Exception as failure:
-                    log.info("agent %s was not shown the log: %s", session.agent, failure or type(failure).__name__)
+            round_seconds = max(GROWTH_SECONDS, len(sessions) / GROWTHS_PER_SECOND)
+            steps = max(1, round(round_seconds / GROWTH_STEP_SECONDS))
+            for step in range(steps):
+                await asyncio.sleep(round_seconds / steps)
+                due: dict[str, list[Session]] = {}
+                for session in sessions[step::steps]:
+                    if session.failure is None:
+                        due.setdefault(session.organization, []).append(session)
+                for group in due.values():
+                    self._spawn(self._dispatcher.show_growth(*group))
 
     async def go_round(self) -> None:
         """For ever: send canaries, and end streams that are old."""
         while True:
             await asyncio.sleep(ROUND_SECONDS)
-            now = time.monotonic()
-            for session in self._sessions.all():
-                self._see_to(session, now)
+            now, sessions = time.monotonic(), self._sessions.all()
+            for session in sessions:
+                self._see_to(session, now, canary_of(len(sessions)))
 
-    def _see_to(self, session: Session, now: float) -> None:
+    def _see_to(self, session: Session, now: float, canary_every: float) -> None:
         pulse = session.pulse
         if session.draining:
             if now > session.ends_at + DRAINED_SECONDS:
@@ -67,7 +73,7 @@ class Upkeep:
             self._spawn(self._drain(session, "the stream is old", 0.0))
         elif pulse.canary or session.probes or CANARY not in session.capabilities:
             return  # one at a time
-        elif now > pulse.canary_at + session.heartbeat:
+        elif now > pulse.canary_at + max(session.heartbeat, canary_every):
             pulse.canary, pulse.canary_at = new_id(), now
             canary = agent_link_pb2.Canary(nonce=pulse.canary)
             self._spawn(session.send(agent_link_pb2.ConnectResponse(canary=canary)))

@@ -91,9 +91,6 @@ def connect(
 
     Returns the epoch and the journal's id of the session before (empty for the first).
     """
-    known = connection.execute(
-        sa.select(agents.c.name).where(agents.c.organization == organization, agents.c.name == name)
-    ).first()
     facts = {
         "version": version,
         "runtime": runtime,
@@ -101,22 +98,14 @@ def connect(
         "connected_at": at,
         "last_seen_at": at,
     }
-    if known is None:
+    mine = {"of": organization, "name_of": name}
+    if _UPDATE_AGENT.first(connection, {**facts, **mine}) is None:
         connection.execute(
             sa.insert(agents).values(
                 organization=organization, name=name, drained=False, banned=False, created_at=at, **facts
             )
         )
-    else:
-        connection.execute(
-            sa.update(agents).where(agents.c.organization == organization, agents.c.name == name).values(**facts)
-        )
-    mine = sa.and_(agent_sessions.c.organization == organization, agent_sessions.c.agent == name)
-    before = connection.execute(
-        sa.select(agent_sessions.c.epoch, agent_sessions.c.boot_id, agent_sessions.c.journal_id)
-        .where(mine)
-        .with_for_update()
-    ).first()
+    before = _LOCK_SESSION.first(connection, mine)
     session = {
         "replica": replica,
         "boot_id": boot_id,
@@ -126,8 +115,6 @@ def connect(
         "heard_at": at,
         "acted_at": None,
     }
-    if before is not None and before.boot_id != boot_id:
-        session["boot_before"] = before.boot_id
     if before is None:
         epoch = seen_epoch + 1
         connection.execute(
@@ -135,45 +122,33 @@ def connect(
         )
         return epoch, ""
     epoch = max(before.epoch, seen_epoch) + 1
-    connection.execute(sa.update(agent_sessions).where(mine).values(epoch=epoch, **session))
+    other = before.boot_before if before.boot_id == boot_id else before.boot_id
+    _UPDATE_SESSION.first(connection, {**session, **mine, "epoch": epoch, "boot_before": other})
     return epoch, before.journal_id
 
 
-def keep(
-    connection: sa.Connection,
-    organization: str,
-    name: str,
-    *,
-    epoch: int,
-    seen_at: int,
-    lease_until: int,
-    connected: bool,
-    **pulse: int | None,
-) -> None:
-    """Write when the agent was last heard, unless a newer session took over. `pulse`: `heard_at` and `acted_at`."""
-    kept = connection.execute(
-        sa.update(agent_sessions)
-        .where(
-            agent_sessions.c.organization == organization,
-            agent_sessions.c.agent == name,
-            agent_sessions.c.epoch == epoch,
-        )
-        .values(lease_until=lease_until, connected=connected, **pulse)
-    )
-    if kept.rowcount:
-        connection.execute(
-            sa.update(agents)
-            .where(agents.c.organization == organization, agents.c.name == name)
-            .values(last_seen_at=seen_at)
-        )
+def keep(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Write when these agents were last heard, each unless a newer session took over.
+
+    A row: `of` and `name_of` (organization and agent), `in_epoch`, `seen` and `lease` (microseconds since the epoch),
+    `is_connected`; `heard` and `acted`, None where they stay as they are and where nothing is known.
+    """
+    connection.execute(_KEEP_SESSION, rows)
+    connection.execute(_KEEP_AGENT, rows)
+
+
+_HOLD = Prepared(
+    sa.select(agent_sessions.c.epoch)
+    .where(agent_sessions.c.organization == sa.bindparam("of"), agent_sessions.c.agent == sa.bindparam("name_of"))
+    .with_for_update(read=True),
+    [agent_sessions.c.epoch],
+)
 
 
 def hold(connection: sa.Connection, organization: str, name: str, epoch: int) -> bool:
     """Whether this is the agent's newest session; until the transaction ends no newer one begins."""
-    mine = sa.select(agent_sessions.c.epoch).where(
-        agent_sessions.c.organization == organization, agent_sessions.c.agent == name
-    )
-    return bool(connection.execute(mine.with_for_update(read=True)).scalar() == epoch)
+    row = _HOLD.first(connection, {"of": organization, "name_of": name})
+    return row is not None and bool(row.epoch == epoch)
 
 
 def mark(connection: sa.Connection, organization: str, name: str, **values: bool) -> None:
@@ -196,6 +171,55 @@ def forgive(connection: sa.Connection, organization: str, name: str) -> None:
 def count_seen(connection: sa.Connection, since: int) -> int:
     """Agents of all organizations that were heard since a time, microseconds since the epoch."""
     return connection.execute(sa.select(sa.func.count()).where(agents.c.last_seen_at >= since)).scalar_one()
+
+
+def _bound(*names: str) -> dict[str, Any]:
+    return {name: sa.bindparam(name) for name in names}
+
+
+_OF = (agent_sessions.c.organization == sa.bindparam("of"), agent_sessions.c.agent == sa.bindparam("name_of"))
+_UPDATE_AGENT = Prepared(
+    sa.update(agents)
+    .where(agents.c.organization == sa.bindparam("of"), agents.c.name == sa.bindparam("name_of"))
+    .values(_bound("version", "runtime", "labels", "connected_at", "last_seen_at"))
+    .returning(agents.c.name),
+    [agents.c.name],
+)
+_BEFORE: list[sa.ColumnElement[Any]] = [
+    agent_sessions.c[name] for name in ("epoch", "boot_id", "journal_id", "boot_before")
+]
+_LOCK_SESSION = Prepared(sa.select(*_BEFORE).where(*_OF).with_for_update(), _BEFORE)
+_UPDATE_SESSION = Prepared(
+    sa.update(agent_sessions)
+    .where(*_OF)
+    .values(
+        _bound(
+            *("epoch", "replica", "boot_id", "journal_id", "connected", "lease_until", "heard_at", "acted_at"),
+            "boot_before",
+        )
+    ),
+    [],
+)
+_MINE = (*_OF, agent_sessions.c.epoch == sa.bindparam("in_epoch"))
+_KEEP_SESSION = (
+    sa.update(agent_sessions)
+    .where(*_MINE)
+    .values(
+        lease_until=sa.bindparam("lease"),
+        connected=sa.bindparam("is_connected"),
+        acted_at=sa.bindparam("acted", type_=sa.BigInteger),
+        heard_at=sa.func.coalesce(sa.bindparam("heard", type_=sa.BigInteger), agent_sessions.c.heard_at),
+    )
+)
+_KEEP_AGENT = (
+    sa.update(agents)
+    .where(
+        agents.c.organization == sa.bindparam("of"),
+        agents.c.name == sa.bindparam("name_of"),
+        sa.exists().where(*_MINE),
+    )
+    .values(last_seen_at=sa.bindparam("seen"))
+)
 
 
 @functools.cache

@@ -96,6 +96,36 @@ def move(
     return statement.first(connection, {**{key: value for key, value in of.items() if value is not None}, **to})
 
 
+_OF_AGENT = (
+    commands.c.organization == sa.bindparam("of_organization"),
+    commands.c.agent == sa.bindparam("of_agent"),
+    commands.c.settled_at.is_(None),
+)
+_PENDING = Prepared(
+    sa.select(commands.c.id)
+    .where(
+        *_OF_AGENT,
+        commands.c.state == int(State.PENDING),
+        commands.c.deliver_by > sa.bindparam("at"),
+        sa.exists().where(
+            agent_sessions.c.organization == sa.bindparam("of_organization"),
+            agent_sessions.c.agent == sa.bindparam("of_agent"),
+            agent_sessions.c.epoch == sa.bindparam("in_epoch"),
+        ),
+    )
+    .order_by(commands.c.created_at, commands.c.id)
+    .limit(sa.bindparam("at_most", type_=sa.Integer))
+    .with_for_update(skip_locked=True),
+    [commands.c.id],
+)
+_UNSETTLED = Prepared(
+    sa.select(commands)
+    .where(*_OF_AGENT, commands.c.state != int(State.PENDING))
+    .order_by(commands.c.created_at, commands.c.id),
+    list(commands.c),
+)
+
+
 def take_pending(
     connection: sa.Connection, organization: str, agent: str, epoch: int, limit: int, at: int
 ) -> Sequence[Row]:
@@ -103,24 +133,8 @@ def take_pending(
 
     None, once a newer session has begun: this one is fenced.
     """
-    newest = sa.exists().where(
-        agent_sessions.c.organization == organization, agent_sessions.c.agent == agent, agent_sessions.c.epoch == epoch
-    )
-    waiting = connection.execute(
-        sa.select(commands.c.id)
-        .where(
-            commands.c.organization == organization,
-            commands.c.agent == agent,
-            commands.c.settled_at.is_(None),
-            commands.c.state == int(State.PENDING),
-            commands.c.deliver_by > at,
-            newest,
-        )
-        .order_by(commands.c.created_at, commands.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).scalars()
-    ids = list(waiting)
+    of = {"of_organization": organization, "of_agent": agent, "in_epoch": epoch}
+    ids = [row.id for row in _PENDING.all(connection, {**of, "at_most": limit, "at": at})]
     if not ids:
         return []
     taken = connection.execute(
@@ -134,16 +148,7 @@ def take_pending(
 
 def list_unsettled(connection: sa.Connection, organization: str, agent: str) -> Sequence[Row]:
     """Commands of an agent that were dispatched and have not ended, oldest first."""
-    return connection.execute(
-        sa.select(commands)
-        .where(
-            commands.c.organization == organization,
-            commands.c.agent == agent,
-            commands.c.settled_at.is_(None),
-            commands.c.state != int(State.PENDING),
-        )
-        .order_by(commands.c.created_at, commands.c.id)
-    ).all()
+    return _UNSETTLED.all(connection, {"of_organization": organization, "of_agent": agent})
 
 
 def list_settled_by(
@@ -221,8 +226,8 @@ def ask_cancel(connection: sa.Connection, command: str, at: int) -> Row:
     ).one()
 
 
-def list_cancels(connection: sa.Connection, replica: str, limit: int) -> Sequence[Row]:
-    """Commands in flight of this process's agents that are to be cancelled."""
+def list_cancels(connection: sa.Connection, replica: str, after: str, limit: int) -> Sequence[Row]:
+    """Commands in flight of this process's agents that are to be cancelled, by id after the id `after`."""
     return connection.execute(
         sa.select(commands)
         .join(agent_sessions, _OF_SESSION)
@@ -230,9 +235,11 @@ def list_cancels(connection: sa.Connection, replica: str, limit: int) -> Sequenc
             commands.c.settled_at.is_(None),
             commands.c.state != int(State.PENDING),
             commands.c.cancel_asked_at.is_not(None),
+            commands.c.id > after,
             agent_sessions.c.replica == replica,
             agent_sessions.c.connected,
         )
+        .order_by(commands.c.id)
         .limit(limit)
     ).all()
 

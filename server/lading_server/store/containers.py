@@ -6,11 +6,18 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from lading_server.store.driver import Prepared
 from lading_server.store.schema import agent_sessions, containers
 
 Row = sa.Row[*tuple[Any, ...]]
 
 _INSERT = sa.insert(containers)
+_DROP_ALL = Prepared(
+    sa.delete(containers).where(
+        containers.c.organization == sa.bindparam("org"), containers.c.agent == sa.bindparam("of_agent")
+    ),
+    [],
+)
 _DROP = sa.delete(containers).where(
     containers.c.organization == sa.bindparam("org"),
     containers.c.agent == sa.bindparam("of_agent"),
@@ -20,10 +27,10 @@ _DROP = sa.delete(containers).where(
 
 def replace(connection: sa.Connection, organization: str, agent: str, found: Iterable[dict[str, Any]]) -> None:
     """These are all containers of the agent."""
-    connection.execute(
-        sa.delete(containers).where(containers.c.organization == organization, containers.c.agent == agent)
-    )
-    put(connection, organization, agent, found)
+    _DROP_ALL.first(connection, {"org": organization, "of_agent": agent})
+    rows = [{"organization": organization, "agent": agent, **values} for values in found]
+    if rows:
+        connection.execute(_INSERT, rows)
 
 
 def put(connection: sa.Connection, organization: str, agent: str, found: Iterable[dict[str, Any]]) -> None:

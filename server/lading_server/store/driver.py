@@ -53,24 +53,32 @@ class Prepared:
         """`columns`: those of its rows."""
         self._statement = statement
         self._shape = SimpleResultMetaData([column.key or "" for column in columns])
+        self._places: dict[Any, int] = {column.key or "": place for place, column in enumerate(columns)}
         self._booleans = tuple(place for place, column in enumerate(columns) if isinstance(column.type, sa.Boolean))
         self._compiled: dict[str, tuple[str, dict[str, Any], list[str] | None]] = {}
 
     def first(self, connection: sa.Connection, values: Mapping[str, Any]) -> Row | None:
         """Run it to its end, and return its first row. Raises DBAPIError."""
+        rows = self._run(connection, values)
+        return self._row(rows[0]) if rows else None
+
+    def all(self, connection: sa.Connection, values: Mapping[str, Any]) -> list[Row]:
+        """Run it, and return its rows. Raises DBAPIError."""
+        return [self._row(data) for data in self._run(connection, values)]
+
+    def _run(self, connection: sa.Connection, values: Mapping[str, Any]) -> list[Any]:
         dialect = connection.dialect
         text, constants, order = self._compiled.get(dialect.name) or self._compile(dialect)
         named = {**constants, **values}
-        rows = run(connection, text, named if order is None else [named[name] for name in order])
-        if not rows:
-            return None
-        data = rows[0]
+        return run(connection, text, named if order is None else [named[name] for name in order])
+
+    def _row(self, data: Any) -> Row:
         if self._booleans:
             data = tuple(
                 bool(value) if place in self._booleans and value is not None else value
                 for place, value in enumerate(data)
             )
-        return sa.engine.IteratorResult(self._shape, iter((data,))).first()
+        return sa.Row(self._shape, None, self._places, data)
 
     def _compile(self, dialect: sa.Dialect) -> tuple[str, dict[str, Any], list[str] | None]:
         compiled: Any = self._statement.compile(dialect=dialect)  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ def insert(connection: sa.Connection, values: dict[str, Any], targets: Sequence[
     connection.execute(
         sa.insert(rollout_targets),
         [
-            {"rollout": row.id, "number": number, "command": "", "state": 0, "error": "", **target}
+            {"rollout": row.id, "number": number, "command": "", "state": 0, "error": "", "forgiven": False, **target}
             for number, target in enumerate(targets)
         ],
     )
@@ -52,17 +52,18 @@ def list_newest(
     return connection.execute(query.order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)).all()
 
 
-def count(connection: sa.Connection, ids: Collection[str]) -> dict[str, list[tuple[int | None, int]]]:
-    """By rollout: how many of its targets there are in each state of a command; 0 for those that have not begun."""
+def count(connection: sa.Connection, ids: Collection[str]) -> dict[str, list[tuple[int | None, bool, int]]]:
+    """By rollout: how many of its targets there are in each state of a command, 0 for those that have not begun, and
+    forgiven or not."""
     found = connection.execute(
-        sa.select(rollout_targets.c.rollout, _STATE, sa.func.count())
+        sa.select(rollout_targets.c.rollout, _STATE, rollout_targets.c.forgiven, sa.func.count())
         .select_from(_with_commands())
         .where(rollout_targets.c.rollout.in_(sorted(ids)))
-        .group_by(rollout_targets.c.rollout, _STATE)
+        .group_by(rollout_targets.c.rollout, _STATE, rollout_targets.c.forgiven)
     )
-    counts: dict[str, list[tuple[int | None, int]]] = {one: [] for one in ids}
-    for rollout, state, number in found:
-        counts[rollout].append((state, number))
+    counts: dict[str, list[tuple[int | None, bool, int]]] = {one: [] for one in ids}
+    for rollout, state, forgiven, number in found:
+        counts[rollout].append((state, forgiven, number))
     return counts
 
 
@@ -135,6 +136,26 @@ def begin_target(connection: sa.Connection, rollout: str, number: int, command: 
             )
             .values(command=command)
         ).rowcount
+    )
+
+
+def free_target(connection: sa.Connection, rollout: str, command: str) -> None:
+    """A target whose command was withdrawn before anybody was sent it has not begun."""
+    connection.execute(
+        sa.update(rollout_targets)
+        .where(rollout_targets.c.rollout == rollout, rollout_targets.c.command == command)
+        .values(command="")
+    )
+
+
+def forgive(connection: sa.Connection, rollout: str) -> None:
+    """A person has seen the failures so far: they count no more, also those that were not known yet to be some."""
+    failures = sorted(int(state) for state in (ENDS | {State.UNKNOWN}) - {State.SUCCEEDED})
+    failed = sa.exists().where(commands.c.id == rollout_targets.c.command, commands.c.state.in_(failures))
+    connection.execute(
+        sa.update(rollout_targets)
+        .where(rollout_targets.c.rollout == rollout, sa.or_(rollout_targets.c.state.in_(failures), failed))
+        .values(forgiven=True)
     )
 
 

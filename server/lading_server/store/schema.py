@@ -325,6 +325,7 @@ requests = sa.Table(
     sa.Column("reply", sa.LargeBinary, nullable=False),
     sa.Column("operation", sa.Text, nullable=False),
     sa.Column("recorded_at", sa.BigInteger, nullable=False),
+    sa.Index("requests_recorded", "recorded_at"),
 )
 rollouts = sa.Table(
     "rollouts",
@@ -337,7 +338,6 @@ rollouts = sa.Table(
     sa.Column("wave", sa.Integer, nullable=False),
     sa.Column("wave_ends", sa.Text, nullable=False),
     sa.Column("wave_ended_at", sa.BigInteger),
-    sa.Column("failures_forgiven", sa.Integer, nullable=False),
     sa.Column("targets_sha256", sa.LargeBinary, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor_type", sa.SmallInteger, nullable=False),
@@ -371,4 +371,5 @@ rollout_targets = sa.Table(
     sa.Column("command", sa.Text, nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("error", sa.Text, nullable=False),
+    sa.Column("forgiven", sa.Boolean, nullable=False),
 )

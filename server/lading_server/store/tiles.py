@@ -6,10 +6,12 @@ all nodes inside them.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from lading_server.store.schema import cosignatures, events, logs, tiles
 from lading_server.tree import Edge, grow, hash_leaf, hash_pair, prove_consistency, prove_inclusion, unpack
@@ -205,11 +207,22 @@ def check(connection: sa.Connection, organization: str, edge: Edge) -> None:
         raise ValueError("there are tiles of entries that it does not have")
 
 
-def put_cosignature(connection: sa.Connection, organization: str, agent: str, **values: Any) -> None:
-    """Keep the newest cosignature of an agent."""
-    where = (cosignatures.c.organization == organization, cosignatures.c.agent == agent)
-    if not connection.execute(sa.update(cosignatures).where(*where).values(**values)).rowcount:
-        connection.execute(sa.insert(cosignatures).values(organization=organization, agent=agent, **values))
+def put_cosignatures(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep the newest cosignatures of agents; a row by column name. What a process writes late, of an agent that has
+    moved to another one, is passed over: it is neither of a larger tree nor of a later time."""
+    insert: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(cosignatures)
+    key = [cosignatures.c.organization, cosignatures.c.agent]
+    values = {name: insert.excluded[name] for name in ("witness_key", "size", "root", "signature", "signed_at")}
+    newer = sa.or_(insert.excluded.size > cosignatures.c.size, insert.excluded.signed_at >= cosignatures.c.signed_at)
+    connection.execute(insert.on_conflict_do_update(index_elements=key, set_=values, where=newer), rows)
+
+
+def witness_key_of(connection: sa.Connection, organization: str, agent: str) -> str:
+    """The key with which an agent cosigned last; empty when it never did."""
+    found = sa.select(cosignatures.c.witness_key).where(
+        cosignatures.c.organization == organization, cosignatures.c.agent == agent
+    )
+    return str(connection.execute(found).scalar() or "")
 
 
 def list_cosignatures(connection: sa.Connection, organization: str) -> list[Any]:

@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 import sqlalchemy as sa
 
 from lading_server import errors
+
+if TYPE_CHECKING:
+    import psycopg
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,8 @@ class Wakeups:
 
     def _run(self) -> None:
         """The thread: connect, and again when the connection is lost."""
+        import psycopg  # not at the top: a server on SQLite starts without it
+
         pause = RETRY_SECONDS
         while not self._closing:
             try:
@@ -137,7 +141,7 @@ class Wakeups:
                 threading.Event().wait(pause)
                 pause = min(2 * pause, RETRY_SECONDS_MAX)
 
-    def _serve(self, connection: psycopg.Connection[Any]) -> None:
+    def _serve(self, connection: "psycopg.Connection[Any]") -> None:
         assert self._pipe is not None
         mine = connection.info.backend_pid
         connection.add_notify_handler(lambda note: self._wake(note.channel) if note.pid != mine else None)

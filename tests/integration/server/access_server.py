@@ -1,8 +1,6 @@
 """The service Access behind the real interceptors, ledger and identity, on a database that `init` made."""
 
-import asyncio
 import json
-import pathlib
 from typing import Any
 
 import grpc
@@ -21,6 +19,7 @@ from lading_server.services.access import Access
 from lading_server.settings import Settings
 from lading_server.store import database, schema
 from lading_server.store.reader import Reader
+from tests.integration.server.running import sign
 
 OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_metadata_size", 32 * 1024))
 
@@ -28,13 +27,12 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_metadata_size", 32 * 1024))
 class AccessServer:
     """Organization acme, whose admin ada has the token `ada`; and system, whose admin she is too, with `root`."""
 
-    def __init__(self, database_url: str, folder: pathlib.Path, **settings: Any) -> None:
-        self.settings = Settings(folder / "data", database=database_url, **settings)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     async def __aenter__(self) -> "AccessServer":
         settings = self.settings
-        self.ada = await asyncio.to_thread(bootstrap.initialize, settings, "acme", "ada", "ada@acme.example", 3600)
-        self.root = await asyncio.to_thread(bootstrap.issue_token, settings, "system", "ada", "", 3600)
+        self.ada, self.root = sign(settings), sign(settings, organization="system")
         self.key = tokens.load_key(settings.data)
         self.engine = database.open_engine(settings.database_url)
         self.reader = Reader(self.engine)

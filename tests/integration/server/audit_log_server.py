@@ -1,8 +1,6 @@
 """The service AuditLog behind the real interceptors, ledger and identity, on a database that `init` made."""
 
-import asyncio
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +10,7 @@ from grpc.aio import AioRpcError
 
 from lading.v1 import audit_log_pb2 as pb
 from lading.v1 import audit_log_pb2_grpc
-from lading_server import bootstrap, signer, tokens
+from lading_server import signer, tokens
 from lading_server.clock import new_id, now
 from lading_server.event import Actor, ActorType, Event, Outcome, Stage
 from lading_server.identity import Identity, verifier_of
@@ -20,11 +18,11 @@ from lading_server.interceptors.audit import Audit
 from lading_server.interceptors.methods import methods_of
 from lading_server.ledger import counts
 from lading_server.ledger.ledger import Ledger
-from lading_server.roles import Role
 from lading_server.services.audit_log import AuditLog
 from lading_server.settings import Settings
-from lading_server.store import access, database, tiles
+from lading_server.store import database, tiles
 from lading_server.store.reader import Reader
+from tests.integration.server.running import sign
 
 ADA = Actor(ActorType.USER, "ada", email="ada@acme.example", credential="token-1")
 
@@ -42,19 +40,17 @@ def event(action: str = "task.update", *, organization: str = "acme", actor: Act
 class AuditLogServer:
     """Organizations acme and globex; ada is admin of both, with the tokens `acme` and `globex`."""
 
-    def __init__(self, database_url: str, folder: pathlib.Path) -> None:
-        self.settings = Settings(folder / "data", database=database_url)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     async def __aenter__(self) -> "AuditLogServer":
         settings = self.settings
-        self.acme = await asyncio.to_thread(bootstrap.initialize, settings, "acme", "ada", "ada@acme.example", 3600)
+        self.acme, self.globex = sign(settings), sign(settings, organization="globex")
         self.engine = database.open_engine(settings.database_url)
         self.reader = Reader(self.engine)
         self.signer, cache = signer.load(settings.data), tiles.Cache()
         self.ledger = Ledger(self.engine, self.signer, boot_id=new_id(), cache=cache)
         self.ledger.start()
-        await self.ledger.commit((), lambda transaction: begin_globex(transaction.connection))
-        self.globex = await asyncio.to_thread(bootstrap.issue_token, settings, "globex", "ada", "", 3600)
         self.identity = Identity(verifier_of(settings, tokens.load_key(settings.data)), self.reader, development=False)
         self.ledger.on_commit(self.identity.committed)
         await self.identity.start()
@@ -115,12 +111,6 @@ class AuditLogServer:
     async def indexes(self, *matches: pb.Match, **options: Any) -> Sequence[int]:
         """Indexes of the events that match, newest first."""
         return [found.index for found in (await self.list(*matches, **options)).events]
-
-
-def begin_globex(connection: Any) -> None:
-    """A second organization, with ada as its admin."""
-    access.create_organization(connection, "globex", now())
-    access.assign_role(connection, "globex", "ada", Role.ADMIN, now(), "test")
 
 
 def with_email(actor: Actor, email: str) -> Actor:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from grpc.aio import AioRpcError
+from grpc.aio import EOF, AioRpcError
 
 from lading.v1 import containers_pb2
 from lading_server.commands import State
@@ -29,6 +29,12 @@ async def refused(call: Any) -> AioRpcError:
     with pytest.raises(AioRpcError) as failure:
         await call
     return failure.value
+
+
+async def drain(stream: Any) -> None:
+    """Read a stream to its end: its status comes after all that was sent on it."""
+    while await stream.read() is not EOF:
+        pass
 
 
 async def start(server: Running, **fields: Any) -> str:

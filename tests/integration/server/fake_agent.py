@@ -63,13 +63,16 @@ class FakeAgent:
         await self.call.write(agent_link_pb2.ConnectRequest(**{"seq": self.seq, "ack": self.seen, **frame}))
 
     async def take(self, kind: str) -> Any:
-        """What the next frame carries, which must be of this kind."""
-        frame = await self.next()
-        if frame is grpc.aio.EOF:
-            raise AssertionError(f"instead of {kind} the stream ended: {await self.ended()}")
-        self.last = frame
-        self.seen = frame.seq
-        found = frame.WhichOneof("frame")
+        """What the next frame carries, which must be of this kind; canaries come between others at any time."""
+        while True:
+            frame = await self.next()
+            if frame is grpc.aio.EOF:
+                raise AssertionError(f"instead of {kind} the stream ended: {await self.ended()}")
+            self.last = frame
+            self.seen = frame.seq
+            found = frame.WhichOneof("frame")
+            if found != "canary" or kind == "canary":
+                break
         assert found == kind, f"{found} came instead of {kind}: {frame}"
         return getattr(frame, kind)
 
@@ -77,7 +80,7 @@ class FakeAgent:
         """The next frame that is no show of the log's growth, or EOF."""
         while True:
             frame: Any = grpc.aio.EOF
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     frame = await self.call.read()
             if frame is grpc.aio.EOF or frame.WhichOneof("frame") != "growth":
@@ -125,8 +128,11 @@ class FakeAgent:
         return call
 
     async def ended(self) -> tuple[grpc.StatusCode, str]:
-        """How the server ended the stream."""
-        async with asyncio.timeout(10):
+        """How the server ended the stream. What it sent before that is read: gRPC says how it ended only after it."""
+        async with asyncio.timeout(30):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                while await self.call.read() is not grpc.aio.EOF:
+                    pass
             return await self.call.code(), await self.call.details() or ""
 
     async def leave(self) -> None:

@@ -5,7 +5,8 @@ import contextlib
 import itertools
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -19,6 +20,7 @@ from lading_server.ledger.transaction import Transaction
 from lading_server.settings import Settings
 from lading_server.store import database
 
+TICK_SECONDS = 0.01
 ADA = Actor(ActorType.USER, "ada")
 
 
@@ -45,7 +47,7 @@ async def busy(ledger: Ledger) -> AsyncIterator[None]:
 
     def wait(_transaction: Transaction) -> None:
         loop.call_soon_threadsafe(inside.set)
-        assert leave.wait(10)
+        assert leave.wait(30)
 
     waiting = asyncio.ensure_future(ledger.commit((), wait))
     await inside.wait()
@@ -54,6 +56,31 @@ async def busy(ledger: Ledger) -> AsyncIterator[None]:
     finally:
         leave.set()
         await waiting
+
+
+@contextlib.contextmanager
+def prompt(seconds: float) -> Iterator[None]:
+    """Assert that what is done here takes less than `seconds`, not counting what this machine was late for itself."""
+    late, began, over = 0.0, time.monotonic(), threading.Event()
+
+    def tick() -> None:
+        nonlocal late
+        while True:
+            asleep_at = time.monotonic()
+            if over.wait(TICK_SECONDS):
+                return
+            late += time.monotonic() - asleep_at - TICK_SECONDS
+
+    # Not in the event loop: one that is held up is what this looks for.
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    try:
+        yield
+        took = time.monotonic() - began
+    finally:
+        over.set()
+        ticking.join()
+    assert took - late < seconds, f"{took:.2f} s, of which {late:.2f} s are the machine's"
 
 
 class Book:

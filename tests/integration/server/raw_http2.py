@@ -65,7 +65,7 @@ class Connection:
     async def status(self, stream: int) -> tuple[int, str]:
         """grpc-status and grpc-message of the call."""
         found: dict[str, str] = {}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while data := await self._reader.read(65_536):
                 ended = False
                 for event in self._http.receive_data(data):

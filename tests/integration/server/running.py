@@ -169,7 +169,7 @@ class Running:
             return
         import sqlite3
 
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=10)) as embedded, embedded:
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)) as embedded, embedded:
             embedded.execute(statement)
 
     async def until(self, condition: Callable[[], Any], seconds: float = 20) -> Any:
@@ -185,7 +185,7 @@ class Running:
 
     async def waiting(self, count: int) -> None:
         """Wait until so many units wait for the ledger, which is `busy`."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.ledger._waiting) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import pathlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +11,7 @@ from grpc.aio import AioRpcError
 from lading.v1 import access_pb2
 from lading_server.event import Outcome
 from lading_server.roles import Role
+from lading_server.settings import Settings
 from lading_server.store import access
 from tests.integration.server.access_server import AccessServer, violations_of
 
@@ -20,8 +20,8 @@ VIEWER, OPERATOR, ADMIN = access_pb2.ROLE_VIEWER, access_pb2.ROLE_OPERATOR, acce
 
 
 @pytest.fixture
-async def server(database_url: str, tmp_path: pathlib.Path) -> AsyncIterator[AccessServer]:
-    async with AccessServer(database_url, tmp_path) as running:
+async def server(any_settings: Settings) -> AsyncIterator[AccessServer]:
+    async with AccessServer(any_settings) as running:
         yield running
 
 

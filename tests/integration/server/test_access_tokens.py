@@ -1,7 +1,7 @@
 """Tokens over the wire: issued, listed, revoked; and every bad one refused and recorded, on both databases."""
 
 import asyncio
-import pathlib
+import dataclasses
 from collections.abc import AsyncIterator
 
 import grpc
@@ -13,6 +13,7 @@ from grpc.aio import AioRpcError
 
 from lading.v1 import access_pb2, audit_log_pb2
 from lading_server.event import ActorType, Outcome
+from lading_server.settings import Settings
 from tests.integration.server.access_server import AccessServer, violations_of
 from tests.unit.server import test_tokens as bad
 
@@ -22,8 +23,8 @@ DAY = 24 * 3600
 
 
 @pytest.fixture
-async def server(database_url: str, tmp_path: pathlib.Path) -> AsyncIterator[AccessServer]:
-    async with AccessServer(database_url, tmp_path) as running:
+async def server(any_settings: Settings) -> AsyncIterator[AccessServer]:
+    async with AccessServer(any_settings) as running:
         yield running
 
 
@@ -185,11 +186,11 @@ async def test_unknown_organization_is_refused(server: AccessServer) -> None:
     assert (code, "no organization 'nowhere'" in message) == (StatusCode.UNAUTHENTICATED, True)
 
 
-async def test_token_of_a_trusted_issuer_has_the_roles_bound_here(database_url: str, tmp_path: pathlib.Path) -> None:
-    folder = tmp_path / "data" / "trusted-keys"
+async def test_token_of_a_trusted_issuer_has_the_roles_bound_here(any_settings: Settings) -> None:
+    folder = any_settings.data / "trusted-keys"
     folder.mkdir(parents=True)
     (folder / "login.pem").write_bytes(bad.public_pem(bad.OIDC_KEY))
-    async with AccessServer(database_url, tmp_path, issuer=bad.OIDC) as server:
+    async with AccessServer(dataclasses.replace(any_settings, issuer=bad.OIDC)) as server:
         held = bad.signed(bad.OIDC_KEY, "ES256", iss=bad.OIDC, sub="carol", jti=None)
         await server.assign("carol", access_pb2.ROLE_VIEWER)
         who = await server.call("WhoAmI", WHO, held)
@@ -199,9 +200,11 @@ async def test_token_of_a_trusted_issuer_has_the_roles_bound_here(database_url: 
         assert (await server.refused("WhoAmI", WHO, own))[0] == StatusCode.UNAUTHENTICATED
 
 
-async def test_developer_is_marked_as_such_in_every_event(database_url: str, tmp_path: pathlib.Path) -> None:
-    async with AccessServer(database_url, tmp_path, development=True) as server:
-        who = await server.stub.WhoAmI(WHO, metadata=(("x-dev-user-id", "ada"),), timeout=20)
+async def test_developer_is_marked_as_such_in_every_event(any_settings: Settings) -> None:
+    async with AccessServer(dataclasses.replace(any_settings, development=True)) as server:
+        who = await server.stub.WhoAmI(
+            WHO, metadata=(("x-dev-user-id", "ada"), ("x-dev-organization", "acme")), timeout=20
+        )
         assert (who.actor.id, who.actor.auth_method, list(who.roles)) == ("ada", "development", [access_pb2.ROLE_ADMIN])
         (event,) = await server.events()
         assert event.details["actor"]["auth_method"] == "development"

@@ -1,7 +1,6 @@
 """Entries, details and salts in the API, receipts, and what the tree's own methods answer."""
 
 import json
-import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from lading.transparency import merkle, note, receipt
 from lading.transparency.entry import check_details, parse_entry
 from lading.v1 import audit_log_pb2 as pb
 from lading_server.clock import new_id
+from lading_server.settings import Settings
 from tests.integration.server.audit_log_server import AuditLogServer, event, match
 from tests.trees import check_trees
 
@@ -20,8 +20,8 @@ TASK = match("ACTION", "task.update")
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: pathlib.Path) -> AsyncIterator[AuditLogServer]:
-    async with AuditLogServer(database_url, tmp_path) as server:
+async def log(any_settings: Settings) -> AsyncIterator[AuditLogServer]:
+    async with AuditLogServer(any_settings) as server:
         yield server
 
 

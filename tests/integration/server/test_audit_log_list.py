@@ -2,7 +2,6 @@
 
 import base64
 import json
-import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,16 +10,18 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lading.v1 import audit_log_pb2 as pb
+from lading_server import paging
 from lading_server.clock import new_id
 from lading_server.event import ANONYMOUS, Actor, ActorType, Outcome, Stage
+from lading_server.settings import Settings
 from tests.integration.server.audit_log_server import ADA, AuditLogServer, event, match, reason_of
 
 DEPLOYER = Actor(ActorType.SERVICE, "deployer")
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: pathlib.Path) -> AsyncIterator[AuditLogServer]:
-    async with AuditLogServer(database_url, tmp_path) as server:
+async def log(any_settings: Settings) -> AsyncIterator[AuditLogServer]:
+    async with AuditLogServer(any_settings) as server:
         yield server
 
 
@@ -302,3 +303,30 @@ async def test_reading_the_log_is_recorded(log: AuditLogServer) -> None:
     reads = (await log.call("ListEvents", pb.ListEventsRequest())).events
     assert reads[0].action == "audit.list"
     assert reads[0].request["filter"]["matches"][1]["values"][0] == ADA.id
+
+
+@pytest.mark.parametrize("with_entries", [False, True])
+async def test_pages_of_large_events_are_bounded_and_go_on_both_ways(
+    log: AuditLogServer, with_entries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "BYTES", 50_000)
+    large = {"data": {"note": "x" * 8_000}}
+    indexes = await log.record(*(event(details=large) for _ in range(25)))
+    request = pb.ListEventsRequest(
+        filter=pb.EventFilter(matches=[match("ACTION", "task.update")]), page_size=500, with_entries=with_entries
+    )
+    pages = []
+    while not pages or request.page_token:
+        pages.append(await log.call("ListEvents", request))
+        assert pages[-1].ByteSize() < 3 * paging.BYTES
+        request.page_token = pages[-1].next_page_token
+    assert [event.index for page in pages for event in page.events] == indexes[::-1]
+    assert len(pages) > 2
+    back = [pages[-1]]
+    while token := back[-1].previous_page_token:
+        request.page_token = token
+        back.append(await log.call("ListEvents", request))
+        if not back[-1].events:
+            break
+        assert back[-1].ByteSize() < 3 * paging.BYTES
+    assert [event.index for page in back for event in page.events[::-1]] == indexes

@@ -1,7 +1,6 @@
 """RecordEvents."""
 
 import asyncio
-import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,12 +11,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lading.v1 import audit_log_pb2 as pb
 from lading_server.clock import new_id, now
+from lading_server.settings import Settings
 from tests.integration.server.audit_log_server import AuditLogServer, match
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: pathlib.Path) -> AsyncIterator[AuditLogServer]:
-    async with AuditLogServer(database_url, tmp_path) as server:
+async def log(any_settings: Settings) -> AsyncIterator[AuditLogServer]:
+    async with AuditLogServer(any_settings) as server:
         yield server
 
 

@@ -1,7 +1,6 @@
 """TailEvents and ExportEvents."""
 
 import asyncio
-import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,14 +14,15 @@ from lading_server.clock import new_id
 from lading_server.event import Outcome
 from lading_server.ledger.ledger import Ledger
 from lading_server.services import audit_log
+from lading_server.settings import Settings
 from tests.integration.server.audit_log_server import AuditLogServer, event, match
 
 TASK = match("ACTION", "task.update")
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: pathlib.Path) -> AsyncIterator[AuditLogServer]:
-    async with AuditLogServer(database_url, tmp_path) as server:
+async def log(any_settings: Settings) -> AsyncIterator[AuditLogServer]:
+    async with AuditLogServer(any_settings) as server:
         yield server
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import pathlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from lading_server.errors import Code
 from lading_server.event import ANONYMOUS, Actor, ActorType, Outcome, Stage
 from lading_server.ledger import counts, ledger
 from lading_server.ledger.ledger import Ledger
+from lading_server.settings import Settings
 from lading_server.store import database, reader, summary
 from lading_server.store.event_counts import DAY, FACETS, FAILED, HOUR, MINUTE
 from lading_server.store.event_filter import EventFilter, Field, Match
@@ -241,8 +241,8 @@ async def test_the_background_task_counts_all_organizations(recording: Recording
 
 
 @pytest.fixture
-async def log(database_url: str, tmp_path: pathlib.Path) -> AsyncIterator[AuditLogServer]:
-    async with AuditLogServer(database_url, tmp_path) as server:
+async def log(any_settings: Settings) -> AsyncIterator[AuditLogServer]:
+    async with AuditLogServer(any_settings) as server:
         yield server
 
 

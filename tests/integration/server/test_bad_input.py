@@ -117,22 +117,23 @@ async def test_thousand_unauthenticated_calls_at_once_are_all_counted_and_distur
     path = "/lading.v1.Agents/ListAgents"
     burst = [channels[number % 8].unary_unary(path)(b"", timeout=30) for number in range(count)]
     codes = asyncio.gather(*(call.code() for call in burst))
-    served = 0
+    served, began = 0, time.monotonic()
     while not codes.done():
-        await server.stubs.access.WhoAmI(access_pb2.WhoAmIRequest(), metadata=server.me, timeout=5)
+        await server.stubs.access.WhoAmI(access_pb2.WhoAmIRequest(), metadata=server.me, timeout=20)
         served += 1
     assert served > 0
     assert set(await codes) == {StatusCode.UNAUTHENTICATED}
     refusals = server.events("system", action="agent.list")
     assert sum(event.count for event in refusals) == count
-    assert len(refusals) < flood.BURST + 100
+    took = time.monotonic() - began
+    assert len(refusals) < flood.BURST + 100 + took * (flood.PER_SECOND + 1 / flood.WINDOW_SECONDS)
     assert len(server.events(action="access.whoami")) == served
 
 
 async def test_refused_calls_are_counted_also_when_their_callers_leave_and_the_server_stops(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flood, "WINDOW_SECONDS", 1.0)
+    monkeypatch.setattr(flood, "WINDOW_SECONDS", 3.0)
     monkeypatch.setattr(flood, "PER_SECOND", 0.0)
     channel = server.channel()
     path = "/lading.v1.Agents/ListAgents"
@@ -140,7 +141,7 @@ async def test_refused_calls_are_counted_also_when_their_callers_leave_and_the_s
     assert {await call.code() for call in burst} == {StatusCode.UNAUTHENTICATED}
     more = [channel.unary_unary(path)(b"", timeout=30) for _ in range(20)]
     waiting = server.server._audit._flood._open
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while sum(len(events) for events, _ in waiting.values()) < 20:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     for call in more:

@@ -135,7 +135,7 @@ async def test_replica_that_was_seen_lately_is_not_given_up(
 
 
 async def test_two_replicas_record_one_crash(settings_on_postgresql: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boots, "DEAD_SECONDS", 5.0)
+    monkeypatch.setattr(boots, "DEAD_SECONDS", 45.0)
     await die(settings_on_postgresql, streams=20, seen=1)
     async with running(settings_on_postgresql), running(settings_on_postgresql):
         pass

@@ -47,7 +47,7 @@ async def test_nothing_is_sent_while_the_log_cannot_be_written(
         release()
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
     reply = None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while reply is None:
             with contextlib.suppress(AioRpcError):
                 reply = await ask(server, detach=True)
@@ -86,11 +86,11 @@ class Hang:
             return original(*args)
 
         monkeypatch.setattr(commands_store, function, arm)
-        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.3)
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 1.0)  # time enough to come as far as the commit
 
     def commit(self, commit: Any) -> None:
         self.reached.set()
-        assert self.leave.wait(10)
+        assert self.leave.wait(30)
         commit()
 
 
@@ -157,8 +157,8 @@ async def test_commands_whose_taking_was_committed_too_late_are_sent_and_hold_up
     await agent.connect()
     session = server.server._agent_link._sessions.get("acme", "dock-1")
     assert session is not None
-    await asyncio.to_thread(hang.reached.wait, 10)
-    async with asyncio.timeout(10):
+    await asyncio.to_thread(hang.reached.wait, 30)
+    async with asyncio.timeout(30):
         while session.flushing:  # noqa: ASYNC110 - until it is told that the database does not answer
             await asyncio.sleep(0.01)
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
@@ -177,12 +177,12 @@ async def test_growth_of_the_log_that_was_committed_too_late_holds_up_no_command
     leave = threading.Event()
 
     def hang(commit: Any) -> None:
-        assert leave.wait(10)
+        assert leave.wait(30)
         commit()
 
     session = server.server._agent_link._sessions.get("acme", "dock-1")
     assert session is not None
-    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 1.0)
     on_commit(server, hang)
     with pytest.raises(errors.LedgerUnavailable):
         await server.server._agent_link._dispatcher.show_growth(session)

@@ -13,6 +13,7 @@ from lading_server import dispatch as dispatch_module
 from lading_server.commands import State
 from lading_server.event import Outcome, Stage
 from lading_server.services import agent_link as agent_link_module
+from lading_server.services import containers
 from lading_server.sessions import Session
 from lading_server.settings import Settings
 from tests.integration.server.commands import DONE, WEB, ask, refused, stages, state_of
@@ -227,8 +228,11 @@ async def test_command_that_is_not_delivered_in_time_expires(server: Running, ag
     assert len(stages(server, command)) == 2, "what has expired is not delivered"
 
 
-async def test_caller_is_told_before_its_deadline_that_the_command_goes_on(server: Running, agent: FakeAgent) -> None:
-    call = ask(server, timeout=1.5)
+async def test_caller_is_told_before_its_deadline_that_the_command_goes_on(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "ANSWER_EARLY_SECONDS", 2.5)
+    call = ask(server, timeout=4)
     command = await agent.dispatched()
     failure = await refused(call)
     assert failure.code() is StatusCode.DEADLINE_EXCEEDED

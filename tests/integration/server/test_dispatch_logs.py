@@ -16,6 +16,7 @@ from lading_server.event import Outcome, Stage
 from lading_server.relay import PIECES_MAX
 from lading_server.services import bulk, openings
 from lading_server.settings import Settings
+from tests.integration.server.commands import drain, refused
 from tests.integration.server.fake_agent import FakeAgent, connected
 from tests.integration.server.running import Running, bearer, running, sign
 
@@ -200,7 +201,7 @@ async def test_slow_reader_makes_the_agent_wait_and_loses_nothing(server: Runnin
 
     writing = asyncio.ensure_future(write())
     relay = await the_relay(server)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not relay.pieces.full():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert relay.pieces.qsize() == PIECES_MAX
@@ -247,3 +248,15 @@ async def test_log_needs_its_permission(server: Running, agent: FakeAgent) -> No
     with pytest.raises(AioRpcError) as failure:
         await read(server, metadata=bearer(sign(server.settings, organization="globex"))).read()
     assert failure.value.code() is StatusCode.NOT_FOUND
+
+
+async def test_piece_that_is_too_large_is_refused(server: Running, agent: FakeAgent) -> None:
+    log = read(server)
+    filling = await agent.bulk((await agent.take("open_bulk")).session)
+    await filling.write(Piece(data=b"x" * bulk.PIECE_BYTES_MAX))
+    assert len((await log.read()).data) == bulk.PIECE_BYTES_MAX
+    await filling.write(Piece(data=b"x" * (bulk.PIECE_BYTES_MAX + 1), offset=bulk.PIECE_BYTES_MAX))
+    failure = await refused(drain(filling))
+    assert failure.code() is StatusCode.INVALID_ARGUMENT
+    assert "65536 are the most" in (failure.details() or "")
+    assert (await refused(log.read())).code() is StatusCode.DATA_LOSS

@@ -116,6 +116,18 @@ async def test_cancel_of_a_command_whose_agent_is_away_reaches_it_when_it_is_bac
     await agent.finish(command, state=CANCELLED, code=1)
 
 
+async def test_cancels_that_wait_for_their_end_do_not_hide_those_to_come(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another process was asked to cancel them."""
+    monkeypatch.setattr(dispatch_module, "SWEEP_MAX", 2)
+    commands = [await start(server) for _ in range(5)]
+    for command in commands:
+        assert await agent.dispatched() == command
+    server.write("UPDATE commands SET cancel_asked_at = 1")
+    assert {(await agent.take("cancel")).command for _ in commands} == set(commands)
+
+
 async def test_cancel_that_overtakes_its_command_is_said_again(server: Running, agent: FakeAgent) -> None:
     command = await start(server)
     await cancel(server, command)

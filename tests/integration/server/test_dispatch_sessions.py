@@ -14,6 +14,7 @@ from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2, containers_pb2
 from lading_server import dispatch as dispatch_module
 from lading_server.commands import State
 from lading_server.event import ActorType, Outcome, Stage
+from lading_server.orders import require_online
 from lading_server.services import commands as commands_module
 from lading_server.services import upkeep as upkeep_module
 from lading_server.settings import Settings
@@ -186,16 +187,14 @@ async def test_command_that_was_asked_for_while_its_agent_connected_is_sent(
     """The caller finds no session, then finds the agent online: meanwhile it has connected, and nothing waited."""
     monkeypatch.setattr(dispatch_module, "SWEEP_SECONDS", 100)
     await gone(server, agent)
-    dispatcher = server.server._agent_link._dispatcher
     looking, look = asyncio.Event(), asyncio.Event()
-    require = dispatcher._require_online
 
     async def wait(*args: Any) -> None:
         looking.set()
         await look.wait()
-        await require(*args)
+        await require_online(*args)
 
-    monkeypatch.setattr(dispatcher, "_require_online", wait)
+    monkeypatch.setattr(dispatch_module, "require_online", wait)
     request = containers_pb2.StartContainerRequest(name=WEB)
     call = server.stubs.containers.StartContainer(request, metadata=server.me, timeout=20)
     await looking.wait()
@@ -314,7 +313,7 @@ async def test_agent_that_does_not_read_holds_up_no_stop(
     assert session is not None
     big = agent_link_pb2.ConnectResponse(drain=agent_link_pb2.Drain(reason="x" * 1_000_000))
     stuck = [asyncio.ensure_future(session.send(big)) for _ in range(20)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await server.stop(0.1)
     await asyncio.gather(*stuck, return_exceptions=True)
     assert agent.call is not None

@@ -11,9 +11,12 @@ from grpc import StatusCode
 
 from lading.transparency import note
 from lading.transparency.result import InvalidResult, Statement, verify_result
-from lading.v1 import agent_link_pb2, commands_pb2
+from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2
+from lading_server import allowance
 from lading_server import dispatch as dispatch_module
+from lading_server.clock import new_id
 from lading_server.commands import State
+from lading_server.errors import Code
 from lading_server.event import ActorType, Outcome, Stage
 from lading_server.settings import Settings
 from tests.integration.server.commands import gone, refused, stages, start, state_of
@@ -54,7 +57,7 @@ class Signer:
             result.error,
             result.evidence,
             result.container_id,
-            *((ran.exit_code, ran.output_sha256, ran.output_bytes) if ran else ()),
+            *((None if ran.still_runs else ran.exit_code, ran.output_sha256, ran.output_bytes) if ran else ()),
         )
         result.signature = self.private.sign(statement.text())
         return result
@@ -93,6 +96,20 @@ async def test_signature_of_a_result_is_kept_and_can_be_checked_again(server: Ru
     }
     get = commands_pb2.GetCommandRequest(name=f"commands/{command}")
     assert (await server.stubs.commands.GetCommand(get, metadata=server.me)).exit_code == 3
+
+
+async def test_program_that_still_runs_has_no_exit_code(server: Running) -> None:
+    signer = Signer()
+    async with connected_signing(server, signer) as agent:
+        command = await start(server)
+        await agent.dispatched()
+        ran = agent_link_pb2.ExecSummary(still_runs=True, output_bytes=5, output_sha256=b"\1" * 32)
+        await agent.send(result=signer.result(command, state=FAILED, code=4, error="it still runs", exec=ran))
+        await agent.receipt(command)
+    event = server.events(operation=command, stage=Stage.COMPLETED)[0]
+    assert event.details["data"]["exec"] == {"input_bytes": 0, "output_bytes": 5, "output_sha256": "01" * 32}
+    assert "exit_code" not in event.details["agent_signature"]["signed"]
+    assert "exit_code" not in event.details["data"]
 
 
 def connected_signing(server: Running, signer: Signer) -> Any:
@@ -314,3 +331,43 @@ async def test_change_without_an_id_is_refused(server: Running, bad: dict[str, A
         await agent.send(drift=drift(changes=[change(1), change(2, **bad)]))
         assert (await agent.ended())[0] is StatusCode.INVALID_ARGUMENT
         assert server.events(action="container.drift") == []
+
+
+async def test_agent_that_tells_too_much_is_left_out_and_the_log_says_how_many(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allowance, "BURST", 4)
+    monkeypatch.setattr(allowance, "PER_SECOND", 0.0)
+    stale = agent_link_pb2.StaleFrame(epoch=1, seq=7, kind="growth")
+    conflict = {"state": commands_pb2.COMMAND_STATE_REJECTED, "code": Code.ALREADY_EXISTS}
+    async with connected(server) as agent:
+        await agent.send(drift=drift(changes=[change(number) for number in range(3)]))
+        for _ in range(4):
+            await agent.send(stale_frame=stale)
+        await agent.send(drift=drift(changes=[change(number) for number in range(3, 1_003)]))
+        await agent.send(result=agent_link_pb2.Result(command=new_id(), **conflict))
+        await agent.sync()
+        assert len(server.events(action="container.drift")) == 3
+        assert len(server.events(action="frame.refuse")) == 1
+        assert server.events(action="command.conflict") == []
+        assert server.events(action="agent.excess") == []
+        monkeypatch.setattr(allowance, "TELL_SECONDS", 0.0)
+        await agent.sync()
+        (told,) = server.events(action="agent.excess")
+        assert (told.outcome, told.actor, told.target) == (Outcome.DENIED, "dock-1", "dock-1")
+        assert told.details["data"]["left_out"] == {"stale_frame": 3, "drift": 1_000, "conflict": 1}
+        assert told.error.endswith("1004 events were left out")
+        monkeypatch.setattr(allowance, "TELL_SECONDS", 60.0)
+        await agent.send(stale_frame=stale)
+        await agent.leave()
+        await server.until(lambda: len(server.events(action="agent.excess")) == 2)
+
+
+async def test_agent_is_shown_with_the_key_by_which_it_cosigned(server: Running) -> None:
+    key = "acme/agents/dock-1+0a1b2c3d+BAUG"
+    async with connected(server):
+        request = agents_pb2.GetAgentRequest(name="agents/dock-1")
+        assert (await server.stubs.agents.GetAgent(request, metadata=server.me)).witness_key == ""
+        columns = "organization, agent, witness_key, size, root, signature, signed_at"
+        server.write(f"INSERT INTO cosignatures ({columns}) VALUES ('acme', 'dock-1', '{key}', 1, '', '', 1)")
+        assert (await server.stubs.agents.GetAgent(request, metadata=server.me)).witness_key == key

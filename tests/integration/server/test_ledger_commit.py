@@ -83,7 +83,39 @@ async def test_unit_that_raises_is_undone_alone(any_settings: Settings) -> None:
         )
         assert (one, str(failed), other) == ("one", "not now", "other")
         assert agent_names(made) == {"one", "other"}
-    assert [one.reason for one in recorded(any_settings)] == ["one", "other"]
+        # From here on units have savepoints, for a while.
+        failed, third = await made.together(
+            made.commit(work("failed", errors.FailedPrecondition("not now"))), made.commit(work("third"))
+        )
+        assert (str(failed), third) == ("not now", "third")
+        assert agent_names(made) == {"one", "other", "third"}
+    assert [one.reason for one in recorded(any_settings)] == ["one", "other", "third"]
+
+
+async def test_units_of_a_batch_have_savepoints_only_after_one_that_failed(
+    any_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks: list[sa.Connection] = []
+    mark = rows.mark
+
+    def count(connection: sa.Connection) -> None:
+        marks.append(connection)
+        mark(connection)
+
+    def refuse(_transaction: Transaction) -> None:
+        raise errors.FailedPrecondition("not now")
+
+    monkeypatch.setattr(rows, "mark", count)
+    monkeypatch.setattr("lading_server.ledger.ledger.CAREFUL_BATCHES", 1)
+    async with book(any_settings) as made:
+        seen = []
+        for failing in (False, True, False, False):
+            units = [lambda _transaction: None, refuse if failing else lambda _transaction: None]
+            await made.together(*(made.commit(unit) for unit in units))
+            seen.append(len(marks))
+            marks.clear()
+    # The one that failed went again with them, and so did the next batch; then all is well again.
+    assert seen == [0, 2, 2, 0]
 
 
 ID = new_id()

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -16,6 +15,7 @@ from lading_server.settings import Settings
 from lading_server.store import database, reader
 from lading_server.store.reader import Reader
 from lading_server.store.schema import organizations
+from tests.integration.server.ledgers import prompt
 from tests.integration.server.running import running
 from tests.postgres import Cluster
 
@@ -73,7 +73,7 @@ async def test_a_read_that_takes_too_long_is_given_up_and_frees_its_thread(
     reading = Reader(engine)
     answers = await asyncio.gather(*(reading.read(forever) for _ in range(20)), return_exceptions=True)
     assert {type(answer) for answer in answers} == {errors.StoreUnavailable}
-    monkeypatch.setattr(reader, "ANSWER_SECONDS", 10)
+    monkeypatch.setattr(reader, "ANSWER_SECONDS", 30)
     together = threading.Barrier(database.READERS_MAX)
     await asyncio.gather(*(reading.read(lambda _: together.wait()) for _ in range(database.READERS_MAX)))
     reading.close()
@@ -116,10 +116,8 @@ async def test_a_database_that_hangs_is_unavailable_within_two_seconds(own_postg
     assert await reading.read(names) == []
     own_postgres.pause()
     try:
-        began = time.monotonic()
-        with pytest.raises(errors.StoreUnavailable):
+        with prompt(2.0), pytest.raises(errors.StoreUnavailable):
             await reading.read(names)
-        assert time.monotonic() - began < 2
     finally:
         own_postgres.resume()
     assert await reading.read(names) == []

@@ -60,6 +60,27 @@ async def test_repeated_change_is_done_once_and_answered_alike(server: Running) 
     assert [event.summary for event in (began, again)] == [(Stage.COMPLETED, Outcome.SUCCESS, 0)] * 2
 
 
+async def test_call_that_is_done_after_all_does_not_say_that_it_repeats(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is done again without the call that was first under this key."""
+    await assign(server)
+    await remove(server)
+    apply = repeats.Once.apply
+
+    def apply_again(self: Any, *arguments: Any) -> bytes:
+        mine, self._request_id = self._request_id, "once"
+        apply(self, *arguments)
+        self._request_id = mine
+        return apply(self, *arguments)
+
+    monkeypatch.setattr(repeats.Once, "apply", apply_again)
+    await assign(server, request_id="again")
+    _, done = assigned(server)
+    assert "diff" in done.details
+    assert "data" not in done.details
+
+
 async def test_other_content_under_the_same_id_is_refused_with_what_differs(server: Running) -> None:
     await assign(server, reason="because")
     (first,) = assigned(server)
@@ -148,6 +169,29 @@ async def test_lifecycle_call_with_other_content_names_what_differs(server: Runn
     failure = await refused(ask(server, request_id="once", name=f"{WEB}2", reason="two"))
     assert failure.code() is StatusCode.ALREADY_EXISTS
     assert dict(info(failure).metadata)["differs"] == "name,reason"
+
+
+async def test_one_id_is_not_for_a_lifecycle_call_and_another_one(server: Running, agent: FakeAgent) -> None:
+    await assign(server, request_id="change")
+    (first,) = assigned(server)
+    failure = await refused(ask(server, request_id="change", detach=True))
+    assert failure.code() is StatusCode.ALREADY_EXISTS
+    found = dict(info(failure).metadata)
+    assert (found["differs"], found["first"]) == ("method", first.operation)
+    command = (await ask(server, request_id="command", detach=True)).name
+    await agent.dispatched()
+    failure = await refused(assign(server, "eve", request_id="command"))
+    assert failure.code() is StatusCode.ALREADY_EXISTS
+    found = dict(info(failure).metadata)
+    assert (found["differs"], found["command"]) == ("method", command)
+    assert server.rows("SELECT subject FROM role_bindings WHERE subject = 'eve'") == []
+    await agent.sync()
+
+
+async def test_old_request_ids_are_found_by_an_index(server: Running) -> None:
+    if server.settings.database_url.startswith("sqlite"):
+        plan = server.rows("EXPLAIN QUERY PLAN DELETE FROM requests WHERE recorded_at < 1")
+        assert "requests_recorded" in str(plan)
 
 
 async def test_request_ids_are_forgotten_after_a_week(server: Running) -> None:

@@ -102,7 +102,7 @@ async def test_watcher_at_the_other_replica_sees_the_end(settings_on_postgresql:
         command = (await ask(here, detach=True)).name
         watch = here.stubs.commands.WatchCommand(commands_pb2.WatchCommandRequest(name=command), metadata=here.me)
         await agent.finish(await agent.dispatched())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             states = [found.state async for found in watch]
         assert states[-1] == commands_pb2.COMMAND_STATE_SUCCEEDED
 
@@ -191,7 +191,7 @@ async def test_role_taken_at_one_replica_is_gone_at_the_other(settings_on_postgr
 
 async def until(call: Any, *, ok: bool) -> None:
     """Call again and again until it is answered so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             code = await call().code()
             assert code in (grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED)

@@ -18,7 +18,7 @@ from lading_server.event import SYSTEM, ActorType, Outcome, Stage
 from lading_server.services import neighbours, openings
 from lading_server.settings import ISSUER, Settings
 from lading_server.store import boots
-from tests.integration.server.commands import WEB, gone, refused
+from tests.integration.server.commands import WEB, drain, gone, refused
 from tests.integration.server.fake_agent import FakeAgent, connected, result_of
 from tests.integration.server.running import Running, bearer, read_events, running, sign
 from tests.integration.server.test_dispatch_exec import begin, summary
@@ -98,7 +98,7 @@ async def test_reader_that_leaves_stops_an_agent_elsewhere(settings_on_postgresq
         await bulk.write(Piece(data=b"one\n"))
         await log.read()
         log.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (await bulk.read()).stop:
                 pass
             await bulk.done_writing()
@@ -207,12 +207,12 @@ async def test_processes_on_several_hosts_speak_tls(
         address = await reader.read(boots.address_of, other.ledger.boot_id)
         caller = neighbours.Neighbours(reader, one.ledger.boot_id, key, settings)
         request = replicas_pb2.OpenLogRequest(organization="acme", agent="x", open=agent_link_pb2.OpenBulk(session="s"))
-        code = await caller._stub(address).OpenLog(request, metadata=caller._who(), timeout=10).code()
+        code = await caller._stub(address).OpenLog(request, metadata=caller._who(), timeout=30).code()
         assert code is grpc.StatusCode.NOT_FOUND, "it was let in, and has no such agent"
         await caller.close()
         async with grpc.aio.insecure_channel(address) as plain:
             stub: Any = replicas_pb2_grpc.ReplicasStub(plain)
-            code = await stub.OpenLog(request, metadata=caller._who(), timeout=10).code()
+            code = await stub.OpenLog(request, metadata=caller._who(), timeout=30).code()
             assert code is grpc.StatusCode.UNAVAILABLE
 
 
@@ -225,3 +225,23 @@ async def test_connections_to_other_processes_are_few(
         for port in (1, 2, 1, 3):
             found._stub(f"127.0.0.1:{port}")
         assert list(found._channels) == ["127.0.0.1:1", "127.0.0.1:3"]
+
+
+async def test_piece_that_is_too_large_is_refused_by_another_replica_too(settings_on_postgresql: Settings) -> None:
+    async with three(settings_on_postgresql) as servers, connected(servers[1]) as agent:
+        log = read(servers[0])
+        bulk = await bulk_at(servers[2], agent, (await agent.take("open_bulk")).session)
+        await bulk.write(Piece(data=b"x" * (PIECE + 1)))
+        assert (await refused(drain(bulk))).code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await refused(log.read())).code() is grpc.StatusCode.DATA_LOSS
+
+
+async def test_callers_learn_no_private_address(
+    settings_on_postgresql: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_on_postgresql
+    async with Running(settings) as one, Running(settings) as two, connected(two):
+        one.write(f"UPDATE boots SET address = '{two.address}'")  # where nobody answers what is asked
+        failure = await refused(read(one).read())
+        assert failure.details() == "the process that has the agent answered UNIMPLEMENTED"
+        assert two.address in caplog.text

@@ -41,7 +41,7 @@ def boots_of(stack: Stack, calls: int) -> set[str]:
         options = (("grpc.use_local_subchannel_pool", 1),)
         with grpc.insecure_channel(stack.address, options=options) as channel:
             stub = access_pb2_grpc.AccessStub(channel)
-            stub.WhoAmI(access_pb2.WhoAmIRequest(), metadata=stack.credentials(), timeout=10, wait_for_ready=True)
+            stub.WhoAmI(access_pb2.WhoAmIRequest(), metadata=stack.credentials(), timeout=30, wait_for_ready=True)
     assert stack.database is not None
     statement = f"SELECT boot_id FROM events WHERE action = 'access.whoami' AND \"index\" > {before}"
     found = [boot for (boot,) in rows(stack.database, statement)]

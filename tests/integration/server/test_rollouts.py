@@ -3,20 +3,25 @@
 import asyncio
 import base64
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import pytest
 
-from lading.v1 import agent_link_pb2, commands_pb2, rollouts_pb2, rollouts_pb2_grpc
+from lading.v1 import access_pb2, agent_link_pb2, commands_pb2, rollouts_pb2, rollouts_pb2_grpc
 from lading_server import conductor as conductor_module
 from lading_server import dispatch as dispatch_module
+from lading_server import paging
 from lading_server.event import Outcome, Stage
+from lading_server.ledger import ledger as ledger_module
 from lading_server.rollouts import RolloutState
 from lading_server.settings import Settings
+from lading_server.store import commands as commands_store
 from lading_server.store import rollouts as rollouts_store
 from tests.integration.server.fake_agent import FakeAgent, connected
+from tests.integration.server.ledgers import on_commit
 from tests.integration.server.running import OTHER_ORGANIZATION, Running, bearer, detail, running, sign
 
 NAMES = [f"web-{number}" for number in range(6)]
@@ -269,3 +274,112 @@ async def test_restarted_server_goes_on_where_it_was(any_settings: Settings, mon
         assert done.targets_succeeded == 6
         assert len(server.events(action="container.restart", stage=Stage.RECEIVED)) == 6
         agent.vanish()
+
+
+async def test_target_whose_command_came_to_disk_too_late_is_tried_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The conductor was told UNAVAILABLE, so the command is withdrawn: its target has not begun, and has not failed."""
+    monkeypatch.setattr(conductor_module, "LOOK_SECONDS", 0.1)
+    async with running(settings) as server, connected(server) as agent:
+        await agent.report(*NAMES)
+        fleet = Fleet(server, agent)
+        reached, leave, insert = threading.Event(), threading.Event(), commands_store.insert
+
+        def hold(commit: Callable[[], None]) -> None:
+            reached.set()
+            assert leave.wait(30)
+            commit()
+
+        def arm(*args: Any) -> Any:
+            monkeypatch.setattr(commands_store, "insert", insert)
+            on_commit(server, hold)
+            return insert(*args)
+
+        monkeypatch.setattr(commands_store, "insert", arm)
+        rollout = await fleet.create(agent="", containers=["agents/dock-1/containers/web-3"])
+        assert await asyncio.to_thread(reached.wait, 10)
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.0)
+        async with asyncio.timeout(30):
+            while not all(unit.withdrawn for unit in server.ledger._batch):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+        leave.set()
+        again = await fleet.take(1)
+        await fleet.settle(*again.values())
+        done = await fleet.until(rollout, is_in(RolloutState.SUCCEEDED))
+        assert (done.targets_succeeded, done.targets_failed) == (1, 0)
+        (target,) = await fleet.targets(rollout)
+        assert target.command == f"commands/{again['web-3']}"
+        assert [event.outcome for event in server.events(action="container.restart", stage=Stage.COMPLETED)] == [
+            Outcome.CANCELLED,
+            Outcome.SUCCESS,
+        ]
+
+
+async def test_unknown_that_turns_out_well_leaves_no_larger_budget(fleet: Fleet) -> None:
+    """Resumed after an UNKNOWN, which then settles as SUCCEEDED: the next failures are counted from nothing."""
+    rollout = await fleet.create(waves=["1", "3", "100%"])
+    first = await fleet.take(1)
+    await fleet.settle(*first.values(), state=commands_pb2.COMMAND_STATE_UNKNOWN, evidence="none")
+    await fleet.until(rollout, is_in(RolloutState.PAUSED))
+    resolve = commands_pb2.ResolveCommandRequest(
+        name=f"commands/{first['web-0']}", state=commands_pb2.COMMAND_STATE_SUCCEEDED, reason="it runs"
+    )
+    await fleet.call("ResumeRollout", rollouts_pb2.ResumeRolloutRequest(name=rollout.name))
+    second = await fleet.take(2)
+    await fleet.server.stubs.commands.ResolveCommand(resolve, metadata=fleet.server.me)
+    await fleet.settle(second["web-1"], state=FAILED, code=9, error="it does not run")
+    paused = await fleet.until(rollout, is_in(RolloutState.PAUSED))
+    assert paused.state_reason == "1 failed, 0 were allowed"
+    assert (paused.targets_succeeded, paused.targets_unknown, paused.targets_waiting) == (1, 0, 3)
+
+
+async def test_breach_that_stops_cancels_what_no_agent_has(fleet: Fleet) -> None:
+    async with connected(fleet.server, "dock-2") as away:
+        await away.report("web")
+        await away.leave()
+    names = ["agents/dock-1/containers/web-0", "agents/dock-2/containers/web"]
+    rollout = await fleet.create(agent="", containers=names, on_breach=rollouts_pb2.ON_BREACH_STOP)
+    first = await fleet.take(1)
+    await fleet.until(rollout, lambda found: bool(found.targets_in_flight == 2))
+    await fleet.settle(*first.values(), state=FAILED, code=9, error="it does not run")
+    cancelled = await fleet.server.event(outcome=Outcome.CANCELLED, action="container.restart")
+    assert (cancelled.agent, cancelled.error) == ("dock-2", "cancelled by lading-server")
+    found = await fleet.get(rollout)
+    assert (found.state, found.targets_failed, found.targets_in_flight) == (RolloutState.FAILED, 2, 0)
+
+
+async def test_rollout_ends_when_its_author_may_no_longer_operate(fleet: Fleet) -> None:
+    server, role = fleet.server, {"subject": "bob", "role": access_pb2.ROLE_OPERATOR}
+    await server.stubs.access.AssignRole(access_pb2.AssignRoleRequest(**role), metadata=server.me)
+    plan = rollouts_pb2.RolloutPlan(verb=commands_pb2.VERB_RESTART, agent="agents/dock-1", waves=["1", "100%"])
+    request = rollouts_pb2.CreateRolloutRequest(plan=plan)
+    rollout = await fleet.call("CreateRollout", request, bearer(sign(server.settings, "bob")))
+    first = await fleet.take(1)
+    await server.stubs.access.RemoveRole(access_pb2.RemoveRoleRequest(**role), metadata=server.me)
+    await fleet.settle(*first.values())
+    ended = await fleet.until(rollout, is_in(RolloutState.STOPPED))
+    assert ended.state_reason == "bob may not operate containers any more"
+    assert (ended.targets_succeeded, ended.targets_waiting) == (1, 5)
+    end = await server.event(operation=rollout.name.removeprefix("rollouts/"), stage=Stage.COMPLETED)
+    assert (end.outcome, end.code, end.error) == (Outcome.DENIED, 7, ended.state_reason)
+    again = await fleet.call("RetryRollout", rollouts_pb2.RetryRolloutRequest(name=rollout.name))
+    assert (again.actor, again.targets_total) == ("ada", 5)
+
+
+async def test_answers_repeat_no_names_and_pages_are_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"agents/dock-1/containers/{name}" for name in NAMES]
+    made = [await fleet.create(agent="", containers=names, validate_only=number == 0) for number in range(4)]
+    found = [*made, await fleet.get(made[1]), await fleet.until(made[1], lambda _rollout: True)]
+    assert [list(rollout.plan.containers) for rollout in found] == [[]] * 6
+    assert [target.container for target in await fleet.targets(made[1])] == names
+    monkeypatch.setattr(paging, "BYTES", 1)
+    listed, token = [], "begin"
+    while token:
+        request = rollouts_pb2.ListRolloutsRequest(page_token=token.removeprefix("begin"))
+        page = await fleet.call("ListRollouts", request)
+        assert len(page.rollouts) == 1
+        listed, token = [*listed, *page.rollouts], page.next_page_token
+    assert [rollout.name for rollout in listed] == [rollout.name for rollout in reversed(made[1:])]
+    assert not any(rollout.plan.containers for rollout in listed)

@@ -99,6 +99,18 @@ async def test_client_that_knows_the_authority_is_served(server: Running, author
         assert (await client.access.WhoAmI(access_pb2.WhoAmIRequest())).actor.id == "ada"
 
 
+async def test_of_several_servers_one_is_enough_and_the_first_names_the_certificate(
+    server: Running, authority: Authority
+) -> None:
+    nobody = server.address.replace("127.0.0.1", "127.0.0.9")
+    who = {"token": sign(server.settings), "ca": authority.ca}
+    async with AsyncClient(f"{server.address},{nobody}", **who) as client:
+        assert (await client.access.WhoAmI(access_pb2.WhoAmIRequest())).actor.id == "ada"
+    async with AsyncClient(f"{nobody},{server.address}", **who, timeout=5) as client:
+        with pytest.raises(LadingError, match=r"UNAVAILABLE|certificate|handshake|connect"):
+            await client.access.WhoAmI(access_pb2.WhoAmIRequest())
+
+
 async def test_command_line_takes_the_authority(server: Running, authority: Authority) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LADING_")}
     environment |= {"HOME": str(authority.folder), "LADING_TOKEN": sign(server.settings)}

@@ -204,6 +204,24 @@ async def test_unit_that_fails_after_others_leaves_no_leaf(any_settings: Setting
     assert check_trees(any_settings.database_url)["acme"].size == before + 6
 
 
+async def test_tree_that_could_not_be_signed_counts_as_seen_by_nobody(
+    any_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next proof would go on from a tree that the witness was never shown, and its session would break."""
+
+    def fail(*_: Any) -> str:
+        raise OSError("the disk is full")
+
+    async with book(any_settings) as made:
+        witness = Witness(made.signer.key("acme"))
+        await witness.look(made)
+        with monkeypatch.context() as patched:
+            patched.setattr(made.signer, "sign", fail)
+            lost = await made.commit(lambda unit: unit.prove(event(), witness.sight))
+        assert (lost.checkpoint, witness.sight.turn) == ("", lost.turn + 1)
+        witness.take(await made.commit(lambda unit: unit.prove(event(), witness.sight)))
+
+
 async def test_open_tile_is_read_anew_after_a_rollback_and_after_another_process(any_settings: Settings) -> None:
     """What a batch that failed had put into the open tile must not be in the next one."""
     async with book(any_settings) as made, book(any_settings) as other:

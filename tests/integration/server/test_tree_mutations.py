@@ -1,6 +1,7 @@
 """Whatever is changed in a database, `lading audit verify` finds it at the real server, or the signer does."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -114,14 +115,13 @@ async def look(settings: Settings) -> Pin:
             return (await asyncio.to_thread(verify_log, client, None, organization="acme")).pin
 
 
-@pytest.fixture(scope="module", params=["sqlite"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Original]:
+@contextlib.contextmanager
+def make(folder: pathlib.Path, url: str = "") -> Iterator[Original]:
+    """A new installation, once for all tests: each begins with `restore`."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (ledger, reader):  # nobody is told UNAVAILABLE because this machine is busy
             patch.setattr(module, "ANSWER_SECONDS", 30.0)
-        folder = tmp_path_factory.mktemp("original")
-        cluster: Cluster | None = request.getfixturevalue("postgres") if request.param == "postgresql" else None
-        settings = initialize(folder / "data", cluster.fresh_database() if cluster else "")
+        settings = initialize(folder / "data", url)
         asyncio.run(record(settings, EVENTS // 2))
         shutil.copytree(settings.data / signer.STATE_FOLDER, folder / "earlier")
         (folder / "half").mkdir()
@@ -134,8 +134,22 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         engine.dispose()
 
 
-@pytest.fixture
-def original(made: Original) -> Original:
+@pytest.fixture(scope="module")
+def made_on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Original]:
+    with make(tmp_path_factory.mktemp("original")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def made_on_postgresql(tmp_path_factory: pytest.TempPathFactory, postgres: Cluster) -> Iterator[Original]:
+    with make(tmp_path_factory.mktemp("original"), postgres.fresh_database()) as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite"])
+def original(request: pytest.FixtureRequest) -> Original:
+    # Not a parameter of the fixture above: that would be made anew for each test.
+    made: Original = request.getfixturevalue(f"made_on_{request.param}")
     made.restore()
     return made
 
@@ -322,7 +336,7 @@ def on_both(names: Iterable[str]) -> pytest.MarkDecorator:
         for name in names
         if name in ON_BOTH
     ]
-    return pytest.mark.parametrize(("made", "name"), embedded + others, indirect=["made"])
+    return pytest.mark.parametrize(("original", "name"), embedded + others, indirect=["original"])
 
 
 @on_both(ROWS)

@@ -236,7 +236,7 @@ async def test_change_by_another_replica_is_seen_without_a_call(engine: sa.Engin
         bob = token("bob")
         call = await other.present(bob)
         await one.change("acme", lambda connection: access.assign_role(connection, "acme", "bob", Role.ADMIN, 0, "t"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not other.identity.permissions(call):
                 assert other.identity._poll is not None
                 await asyncio.wait({other.identity._poll}, timeout=0.05)

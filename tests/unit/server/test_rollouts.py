@@ -68,7 +68,9 @@ def test_each_state_of_a_command_has_its_place() -> None:
         "EXPIRED": "failed",
     }
     assert (place_of(None), place_of(0)) == ("waiting", "waiting")
-    assert tally_of([(5, 3), (6, 1), (7, 1), (4, 2), (0, 4)]) == Tally(4, 0, 3, 2, 2)
+    assert tally_of([(5, False, 2), (5, True, 1), (6, False, 1), (7, True, 1), (4, True, 2), (0, False, 4)]) == Tally(
+        4, 0, 3, 2, 2, 3
+    )
 
 
 @given(
@@ -94,8 +96,8 @@ def test_rollout_begins_each_target_once_within_its_limits(
     states = [0] * total
     wave, wave_ended_at, now, ended = 1, None, 0, None
     for _ in range(20 * total + 100):
-        tally = tally_of((state, 1) for state in states)
-        step = next_step(tally, pace, wave, ends, forgiven=0, wave_ended_at=wave_ended_at, now=now)
+        tally = tally_of((state, False, 1) for state in states)
+        step = next_step(tally, pace, wave, ends, wave_ended_at=wave_ended_at, now=now)
         if isinstance(step, Begin):
             assert 0 < step.count <= concurrent - tally.in_flight
             assert tally.begun + step.count <= ends[wave - 1], "no target of a later wave begins"
@@ -120,7 +122,7 @@ def test_rollout_begins_each_target_once_within_its_limits(
         else:
             ended = step
             break
-    tally = tally_of((state, 1) for state in states)
+    tally = tally_of((state, False, 1) for state in states)
     assert ended in (Step.BREACH, Step.SUCCEED)
     assert (ended is Step.BREACH) == (tally.failures > allowed)
     if ended is Step.SUCCEED:
@@ -128,7 +130,7 @@ def test_rollout_begins_each_target_once_within_its_limits(
 
 
 def test_failures_that_were_forgiven_are_no_breach() -> None:
-    tally = Tally(waiting=1, failed=3)
     pace = Pace(10, 2)
-    assert next_step(tally, pace, 1, (4,), forgiven=0, wave_ended_at=None, now=0) is Step.BREACH
-    assert next_step(tally, pace, 1, (4,), forgiven=3, wave_ended_at=None, now=0) == Begin(1)
+    assert next_step(Tally(waiting=1, failed=3), pace, 1, (4,), wave_ended_at=None, now=0) is Step.BREACH
+    seen = Tally(waiting=1, failed=3, forgiven=3)
+    assert next_step(seen, pace, 1, (4,), wave_ended_at=None, now=0) == Begin(1)

@@ -1,11 +1,13 @@
 """What a server may be told, and the sentence for what it may not."""
 
 import pathlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lading_server.settings import InvalidSettings, Settings, is_loopback
+from lading_server.workers import Workers
 
 
 @pytest.fixture
@@ -68,3 +70,10 @@ def test_loopback_is_known(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org", "", "1"])
 def test_what_is_not_loopback_is_known(host: str) -> None:
     assert not is_loopback(host)
+
+
+def test_workers_need_ports_of_their_own(tmp_path: pathlib.Path) -> None:
+    settings = Settings(tmp_path, database="postgresql://db/lading", replica_listen="10.0.0.1:7444")
+    with pytest.raises(InvalidSettings, match=r"say --replica-listen 10\.0\.0\.1:0"):
+        Workers(settings, 2, [])
+    Workers(replace(settings, replica_listen="10.0.0.1:0"), 2, [])
