@@ -24,7 +24,7 @@ from lading.v1.commands_pb2_grpc import CommandsStub
 from lading.v1.containers_pb2_grpc import ContainersStub
 from lading.v1.rollouts_pb2_grpc import RolloutsStub
 from lading_client import errors, requests
-from lading_client.channel import Address, Endpoint, call_metadata
+from lading_client.channel import Endpoint, call_metadata, parse_addresses
 from lading_client.exec_session import AsyncExecSession, ExecSession
 from lading_client.log_reader import LogReader
 from lading_client.paging import pages
@@ -52,8 +52,9 @@ EventFilter = audit_log_pb2.EventFilter
 class Client:
     """Blocking calls; one may be shared by threads.
 
-    `server`: `HOST:PORT`. `ca`: PEM file, else the system's certificates, and plaintext on loopback. `source`: what
-    the caller is, for the log. `correlation_id` goes with each call. `timeout`: seconds a unary call may take.
+    `server`: `HOST:PORT`; of several with one database, their IP addresses: `10.0.0.1:7443,10.0.0.2:7443`. `ca`: PEM
+    file, else the system's certificates, and plaintext on loopback. `source`: what the caller is, for the log.
+    `correlation_id` goes with each call. `timeout`: seconds a unary call may take.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Client:
         correlation_id: str | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.channel = Endpoint(Address.parse(server), ca, tls, source).open()
+        self.channel = Endpoint(parse_addresses(server), ca, tls, source).open()
         terms = Terms(call_metadata(token, correlation_id), timeout)
         self.containers: ContainersStub = bind(ContainersStub(self.channel), terms)
         self.commands: CommandsStub = bind(CommandsStub(self.channel), terms)
@@ -200,7 +201,7 @@ class AsyncClient:
         correlation_id: str | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.channel = Endpoint(Address.parse(server), ca, tls, source).open_async()
+        self.channel = Endpoint(parse_addresses(server), ca, tls, source).open_async()
         terms = Terms(call_metadata(token, correlation_id), timeout)
         self.containers: ContainersAsyncStub = bind(ContainersStub(self.channel), terms)
         self.commands: CommandsAsyncStub = bind(CommandsStub(self.channel), terms)

@@ -206,6 +206,7 @@ def test_restored_database_that_the_signer_cannot_notice_is_noticed_by_agents(
         assert agent.terminate() == 0
     assert fleet.server.terminate() == 0
 
+    longest = len(forger.leaves())
     forger.restore(tmp_path)
     forger.forget_signed()
     fleet.server = stack.start_server()
@@ -220,7 +221,7 @@ def test_restored_database_that_the_signer_cannot_notice_is_noticed_by_agents(
 
     # The log grows until it is as long as it was, with commands in it.
     assert stack.lading("restart", "dock-2/web", "--reason", "later", "--detach").returncode == 0
-    fleet.record(200)
+    fleet.record(longest - len(forger.leaves()) + 50)
     fleet.start("dock-2", wait=False)
     check_refused(fleet, "dock-2")
     assert set(fleet.starts().values()) == {1}, "something was executed"

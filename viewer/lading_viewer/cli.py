@@ -26,8 +26,8 @@ def viewer() -> None:
     default="127.0.0.1:7443",
     show_default=True,
     envvar="LADING_SERVER",
-    metavar="HOST:PORT",
-    help="Server to read from.",
+    metavar="HOST:PORT[,…]",
+    help="Server to read from; of several with one database, the IP addresses.",
 )
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT", help="Port 0: a free one.")
 @click.option("--ca", type=EXISTING, envvar="LADING_CA", help="Certificates (PEM) that may sign the server's.")
@@ -76,10 +76,10 @@ def _checked(
     server: str, listen: str, tls_cert: Path | None, tls_key: Path | None, code_file: Path | None
 ) -> tuple[str, int]:
     """Host and port to listen on."""
-    from lading_client.channel import Address
+    from lading_client.channel import parse_addresses
 
     try:
-        Address.parse(server)
+        parse_addresses(server)
     except ValueError as problem:
         raise click.UsageError(f"--server: {problem}") from None
     host, colon, port = listen.rpartition(":")

@@ -108,7 +108,11 @@ class SignIn:
         code = request.query_params.get("code", "")
         if not code:
             return page(next_url)
-        return await self._enter(request, self._token_of(code), next_url, USED)
+        token = self._token_of(code)
+        if not token and of(request):
+            # The link again, in the browser that it has signed in.
+            return RedirectResponse(local(next_url), 303)
+        return await self._enter(request, token, next_url, USED)
 
     async def submit(self, request: Request) -> Response:
         """POST /signin."""

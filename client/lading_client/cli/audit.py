@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import click
@@ -112,6 +112,7 @@ def tail(invocation: Invocation, words: Sequence[str], changes: bool, follow: bo
     """The newest events in the order in which they came, every stage of each operation."""
     from lading.v1 import audit_log_pb2
     from lading_client.documents import json_line
+    from lading_client.paging import pages
 
     asked = read_query(invocation, words, changes).filter
     if follow and (asked.HasField("since") or asked.HasField("until")):
@@ -119,7 +120,8 @@ def tail(invocation: Invocation, words: Sequence[str], changes: bool, follow: bo
     found: list[Event] = []
     if lines:
         request = audit_log_pb2.ListEventsRequest(filter=asked, page_size=lines)
-        found = list(reversed(invocation.client.audit.ListEvents(request).events))
+        newest = (event for page in pages(invocation.client.audit.ListEvents, request) for event in page.events)
+        found = list(islice(newest, lines))[::-1]
     if not follow:
         show_events(invocation, found)
         return
@@ -128,7 +130,10 @@ def tail(invocation: Invocation, words: Sequence[str], changes: bool, follow: bo
     table = output.table(LISTING, invocation.format)
     next_index = found[-1].index + 1 if found else None
     later = ([event] for event in invocation.client.tail(asked, from_index=next_index))
-    for events in chain([found], later):
+    if not found:
+        # No heading yet: it is as wide as the first lines need.
+        invocation.say("Nothing yet. What comes is shown here.")
+    for events in chain([found] if found else [], later):
         output.emit(table.lines(events) if invocation.format != "jsonl" else map(json_line, events))
 
 

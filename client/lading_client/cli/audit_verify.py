@@ -149,7 +149,7 @@ def _served(invocation: Invocation, first: int, given: str | None, wanted: int, 
         _say_first_sight(invocation, result.key)
     return [
         *_checked(result.check, time.monotonic() - began),
-        ("checkpoint", _signed(result.key, result.checkpoint)),
+        ("checkpoint", _signed(result.key, result.checkpoint.size)),
         ("extends", _extends(before)),
         ("witnesses", _witnesses(result)),
         ("operations", _operations(result.check)),
@@ -173,7 +173,7 @@ def _file(path: pathlib.Path, given: str | None) -> Found:
     if path.is_dir():
         key = key_of(tile_folder.origin_of(path))
         check, checkpoint = tile_folder.verify(path, key, progress("events"))
-        lines = [*_checked(check, time.monotonic() - began), ("checkpoint", _signed(key, checkpoint))]
+        lines = [*_checked(check, time.monotonic() - began), ("checkpoint", _signed(key, checkpoint.size))]
         return [*lines, ("operations", _operations(check))], _document(check, key, checkpoint)
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -188,7 +188,7 @@ def _file(path: pathlib.Path, given: str | None) -> Found:
     return [
         ("checked", f"{found.events} of {found.size} events, {time.monotonic() - began:.1f} s"),
         ("tree", f"every event is in the tree of the checkpoint; {rest}"),
-        ("checkpoint", f"signed by {found.origin}, size {found.size}"),
+        ("checkpoint", _signed(found.key, found.size)),
         ("erased", f"details of {output.plural(found.erased, 'event')}" if found.erased else ""),
     ], {"checked": found.events, "size": found.size, "whole": found.whole, "erased": found.erased}
 
@@ -201,7 +201,7 @@ def _receipt(text: str, key_of: Callable[[str], Key]) -> Found:
     details = "erased" if proven.details is None else json.dumps(proven.details, ensure_ascii=False)
     return [
         ("receipt", f"#{proven.index} is in the tree of {proven.checkpoint.size}"),
-        ("checkpoint", _signed(key, proven.checkpoint)),
+        ("checkpoint", _signed(key, proven.checkpoint.size)),
         ("entry", output.printable(json.dumps(proven.entry, ensure_ascii=False))),
         ("details", output.printable(details)),
     ], {
@@ -274,8 +274,8 @@ def _extends(before: Pin | None) -> str:
     return f"the tree of {before.size} that this client found before" if before and before.size else ""
 
 
-def _signed(key: Key, checkpoint: Checkpoint) -> str:
-    return f"signed by {key.name}+{key.id.hex()}, size {checkpoint.size}"
+def _signed(key: Key, size: int) -> str:
+    return f"signed by {key.name}+{key.id.hex()}, size {size}"
 
 
 def _witnesses(result: Result) -> str:

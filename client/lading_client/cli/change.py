@@ -238,7 +238,8 @@ def progress(invocation: Invocation, verb: Verb, chosen: Sequence[str]) -> Itera
     """Tells of each result as it comes: a line for people, the name for -o name and -q, nothing for documents."""
     width = max(len(target) for target in chosen)
     if invocation.format == "name" or (invocation.quiet and invocation.format in ("table", "wide")):
-        yield lambda result: click.echo(result.target) if result.error is None else None
+        # What is only recorded is known by its command: `lading commands wait $(lading stop … --detach -q)`.
+        yield lambda result: click.echo(_name(result)) if result.error is None else None
         return
     if invocation.format not in ("table", "wide"):
         yield lambda result: None
@@ -260,6 +261,12 @@ def progress(invocation: Invocation, verb: Verb, chosen: Sequence[str]) -> Itera
 
     with waiting:
         yield lambda result: write(_line(verb, result, width, indent="  " if len(chosen) > 1 else ""))
+
+
+def _name(result: Result) -> str:
+    from lading_client import names
+
+    return names.short(result.command) if result.status == "PENDING" else result.target
 
 
 def _line(verb: Verb, result: Result, width: int, indent: str) -> str:

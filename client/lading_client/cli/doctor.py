@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import click
@@ -14,6 +15,7 @@ from lading_client.cli.invocation import Command, Invocation, pass_invocation
 
 SKEW_MAX = 5.0  # seconds
 CONNECT_WITHIN = 3.0  # seconds
+HTTP_1 = re.compile("first frame, got frame type [1-9]")  # what gRPC says of it; of TLS it says type 0
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,26 @@ def examine(invocation: Invocation) -> Iterator[Finding]:
 
 
 def _server(invocation: Invocation) -> Iterator[Finding]:
-    from lading_client.channel import Address
+    from lading_client.channel import parse_addresses
 
     text = invocation.context.server
     try:
-        address = Address.parse(text)
+        addresses = parse_addresses(text)
     except ValueError as error:
         yield Finding("server", "bad", str(error), "lading login --server HOST:PORT")
         return
-    try:
-        socket.create_connection((address.host, address.port), CONNECT_WITHIN).close()
-    except OSError as error:
-        start = f"lading server run --listen {address}" if address.loopback else "Is it running? Is the port open?"
-        yield Finding("server", "bad", f"{address} does not answer: {error}.", start)
-        return
-    yield Finding("server", "good", f"{address} answers.")
+    silent = []
+    for address in addresses:
+        try:
+            socket.create_connection((address.host, address.port), CONNECT_WITHIN).close()
+        except OSError as error:
+            start = f"lading server run --listen {address}" if address.loopback else "Is it running? Is the port open?"
+            silent.append(Finding("server", "note", f"{address} does not answer: {error}.", start))
+        else:
+            yield Finding("server", "good", f"{address} answers.")
+    # One is enough to go on with.
+    bad = len(silent) == len(addresses)
+    yield from (replace(finding, state="bad") if bad else finding for finding in silent)
 
 
 def _token(invocation: Invocation) -> Iterator[Finding]:
@@ -99,6 +106,10 @@ def _identity(invocation: Invocation) -> Iterator[Finding]:
     try:
         me = invocation.client.access.WhoAmI(access_pb2.WhoAmIRequest())
     except errors.Unavailable as error:
+        if HTTP_1.search(str(error)):
+            text = "What answers there speaks HTTP/1: it is no Lading server, but perhaps its viewer."
+            yield Finding("call", "bad", text, "Try another port: lading doctor --server HOST:PORT")
+            return
         yield Finding("call", "bad", f"The port is open, but calls fail: {error}", "TLS? lading doctor --ca FILE")
         return
     except errors.LadingError as error:

@@ -94,5 +94,8 @@ def events(
     table = output.table(LISTING, invocation.format)
     next_index = found[-1].index + 1 if found else None
     later = ([event] for event in invocation.client.tail(asked, from_index=next_index))
-    for some in chain([found], later):
+    if not found:
+        # No heading yet: it is as wide as the first lines need.
+        invocation.say("Nothing yet. What comes is shown here.")
+    for some in chain([found] if found else [], later):
         output.emit(table.lines(some) if invocation.format != "jsonl" else map(json_line, some))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,6 +65,7 @@ def _receipt(invocation: Invocation, id: str) -> str:
 def _lines(client: Client, event: Event) -> Iterator[str]:
     from lading_client import labels
 
+    related = _related(client, event)
     actor = event.actor
     status = status_cell(event)
     yield from output.fields(
@@ -76,6 +78,7 @@ def _lines(client: Client, event: Event) -> Iterator[str]:
             ("action", action_cell(event)),
             ("", event.action if labels.action(event) != event.action else ""),
             *(("target", f"{target.type} {target.id}") for target in event.targets),
+            ("command line", shlex.join(_command_line(event, related))),
             ("agent", event.agent),
             ("reason", event.reason or "(none)"),
             ("status", status),
@@ -98,7 +101,7 @@ def _lines(client: Client, event: Event) -> Iterator[str]:
     for heading, content in (("Request:", "request"), ("Details:", "details")):
         if event.HasField(content):  # type: ignore[arg-type]
             yield from ("", heading, *output.yaml(_plain(event)[content], "  "))
-    yield from _stages(client, event)
+    yield from _stages(event, related)
 
 
 def _plain(event: Event) -> dict[str, Any]:
@@ -118,15 +121,29 @@ def _diff(changes: list[Any]) -> Iterator[str]:
             yield click.style(f"    + {output.printable(value)}", fg="green")
 
 
-def _stages(client: Client, event: Event) -> Iterator[str]:
+def _related(client: Client, event: Event) -> list[Event]:
     """The events of the same call, of the commands that it became, and of their stages, oldest first."""
     from lading.v1 import audit_log_pb2
-    from lading_client import labels
 
     root = event.parent or event.operation
     match = audit_log_pb2.Match(field=audit_log_pb2.FIELD_OPERATION, values=[root])
     request = audit_log_pb2.ListEventsRequest(filter=audit_log_pb2.EventFilter(matches=[match]), page_size=50)
-    found = sorted(client.audit.ListEvents(request).events, key=lambda one: one.index)
+    return sorted(client.audit.ListEvents(request).events, key=lambda one: one.index)
+
+
+def _command_line(event: Event, related: Sequence[Event]) -> list[str]:
+    """What was run in an exec session, by whichever of its events says it: those of its later stages do not."""
+    if event.action != "container.exec":
+        return []
+    asked = next((one for one in (event, *related) if one.HasField("request")), event)
+    spec = _plain(asked).get("request", {}).get("spec", {})
+    return [str(word) for word in spec.get("command", ())]
+
+
+def _stages(event: Event, found: Sequence[Event]) -> Iterator[str]:
+    """When each of them was, and how it went."""
+    from lading_client import labels
+
     if len(found) < 2:
         return
     yield from ("", "What belongs to it:")

@@ -90,7 +90,7 @@ def exec_(
             with watch_size(session, terminal):
                 show(session)
     except KeyboardInterrupt:
-        invocation.say("Hung up. What became of it: lading commands ls, lading audit ls action:container.exec")
+        invocation.say("\nHung up. What became of it: lading commands ls, lading audit ls action:container.exec")
         raise
     except errors.LadingError as failure:
         code = failure.metadata.get("exit_code", "")

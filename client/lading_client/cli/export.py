@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import click
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lading.v1.audit_log_pb2 import Event, EventFilter
     from lading_client.client import Client
 
+Item = TypeVar("Item")
 TOLD_EVERY = 0.5  # seconds
 
 
@@ -100,9 +101,11 @@ def _write_proofs(invocation: Invocation, asked: EventFilter, limit: int, out: s
     with refusing(invocation):
         # The checkpoint first: an event that comes later is left to the next export.
         answer, key = open_log(invocation)
-        events = _told(invocation, _events(invocation.client, asked, limit, "jsonl", with_entries=True))
+        events = _events(invocation.client, asked, limit, "jsonl", with_entries=True)
+        lines = exported.lines(invocation.client, answer, key, events)
         with file_at(out) as file:
-            for line in exported.lines(invocation.client, answer, key, events):
+            file.write(next(lines) + "\n")
+            for line in _told(invocation, lines):
                 file.write(line + "\n")
 
 
@@ -141,7 +144,7 @@ def _events(
         yield from batch.events
 
 
-def _told(invocation: Invocation, events: Iterable[Event]) -> Iterator[Event]:
+def _told(invocation: Invocation, events: Iterable[Item]) -> Iterator[Item]:
     """The same events; how many there were is said, on a terminal also meanwhile."""
     count, began = 0, time.monotonic()
     told = began

@@ -22,7 +22,9 @@ def sentences(error: errors.LadingError, verbose: bool = False) -> Iterator[str]
     message = " ".join(printable(line) for line in str(error).splitlines())
     yield f"{click.style(error.code, fg='red')}: {message}"
     for field, description in error.fields:
-        yield f"  {printable(field)}: {printable(description)}"
+        told = f"{printable(field)}: {printable(description)}"
+        if told not in message:
+            yield f"  {told}"
     if error.retry_after:
         yield f"Try again in {error.retry_after:g} s."
     if error.command and isinstance(error, errors.DeadlineExceeded) and error.reason != COMMAND_FAILED:

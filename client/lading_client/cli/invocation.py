@@ -173,7 +173,11 @@ def _options(hidden: bool) -> list[click.Parameter]:
         return click.Option(names, expose_value=False, callback=_remember, hidden=hidden, **settings)
 
     return [
-        option("--server", metavar="HOST:PORT", help=f"Server. [LADING_SERVER; {DEFAULT_SERVER}]"),
+        option(
+            "--server",
+            metavar="HOST:PORT[,…]",
+            help=f"Server, or the IP addresses of several with one database. [LADING_SERVER; {DEFAULT_SERVER}]",
+        ),
         option("--context", metavar="NAME", help="Context of the config file to use."),
         option("--org", metavar="ORG", help="Refuse to act in another organization than this. [LADING_ORG]"),
         option("-o", "--output", type=click.Choice(FORMATS), help="Format. [LADING_OUTPUT; table]"),

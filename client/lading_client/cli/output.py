@@ -126,10 +126,11 @@ class Table(Generic[Item]):
             yield GAP.join(cell.drawn(width) for cell, width in zip(cells, fitting, strict=True)).rstrip()
 
     def _narrowed(self, shown: Sequence[Column[Item]]) -> list[int]:
-        """The widths, cut until all fits: free text first, then whatever is left, the widest first."""
+        """The widths, cut until all fits: free text first, then whatever is left, the widest first; last the first
+        column, which has the id or the time of what the line is about."""
         widths = list(self.widths)
         over = sum(widths) + len(GAP) * (len(shown) - 1) - (self.limit or sys.maxsize)
-        for at in sorted(range(len(shown)), key=lambda at: (not shown[at].least, -widths[at])):
+        for at in sorted(range(len(shown)), key=lambda at: (not shown[at].least, at == 0, -widths[at])):
             cut = max(0, min(over, widths[at] - (shown[at].least or LEAST)))
             widths[at] -= cut
             over -= cut

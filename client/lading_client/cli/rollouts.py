@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from lading_client.cli.output import Cell, Column, Listing
 if TYPE_CHECKING:
     from lading.v1.rollouts_pb2 import Rollout, RolloutPlan, RolloutTarget
     from lading_client.client import Client
+    from lading_client.errors import LadingError
 
 FAILED = 3
 RECONNECT = 0.5  # seconds
@@ -50,7 +51,12 @@ def _show(invocation: Invocation, rollout: Rollout) -> Rollout:
     if lines:
         click.echo(f"rollout {name_of(rollout)}: {output.plural(rollout.targets_total, 'target')}", err=live)
     last = rollout
-    for last in _watched(invocation.client, rollout):
+
+    def lost(failure: LadingError) -> None:
+        click.echo("", nl=live, err=True)
+        invocation.say(f"The connection is lost ({failure.code}), going on as soon as there is one.")
+
+    for last in _watched(invocation.client, rollout, lost):
         if live:
             click.echo(f"\r\x1b[2K{_bar(last)}", nl=False, err=True)
         elif lines and last.wave != wave:
@@ -63,20 +69,24 @@ def _show(invocation: Invocation, rollout: Rollout) -> Rollout:
     return last
 
 
-def _watched(client: Client, rollout: Rollout) -> Iterator[Rollout]:
-    """Each change until the end; a lost connection is taken up again."""
+def _watched(client: Client, rollout: Rollout, lost: Callable[[LadingError], None]) -> Iterator[Rollout]:
+    """Each change until the end; a lost connection is taken up again, and `lost` is told of it once."""
     from lading.v1 import rollouts_pb2
-    from lading_client import errors
+    from lading_client.tail import PASSING
 
     request = rollouts_pb2.WatchRolloutRequest(name=rollout.name)
+    away = False
     while True:
         try:
             for found in client.rollouts.WatchRollout(request):
+                away = False
                 yield found
                 if found.HasField("settled_at"):
                     return
-        except errors.Unavailable:
-            pass
+        except PASSING as failure:
+            if not away:
+                lost(failure)
+            away = True
         time.sleep(RECONNECT)
 
 

@@ -31,7 +31,7 @@ AT_ONCE = 10_000
 class Proven:
     """`whole`: these are all events of the tree, none is left out."""
 
-    origin: str
+    key: Key
     size: int
     events: int
     erased: int
@@ -118,4 +118,4 @@ def verify(found: Iterable[str], key_of: Callable[[str], Key]) -> Proven:
             raise Broken(f"line {number}: {failure}", index, id, part="file") from failure
         count, before = count + 1, index
     # No index comes twice, and each is in the tree.
-    return Proven(key.name, checkpoint.size, count, erased, count == checkpoint.size)
+    return Proven(key, checkpoint.size, count, erased, count == checkpoint.size)

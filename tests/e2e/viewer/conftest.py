@@ -15,7 +15,7 @@ SCREENSHOTS = pathlib.Path(__file__).parent / "screenshots"
 SLEEP = ["sleep", "1000"]
 TASKS = 120
 NASTY = '![x](http://evil.invalid/b.png) <img src=x onerror="document.title=1"> =cmd()'
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 @dataclass
@@ -66,7 +66,7 @@ def sign_in(fleet: Fleet, page: Page) -> Iterator[Callable[..., Page]]:
     def sign_in(path: str = "/", token: str | None = None) -> Page:
         page.goto(fleet.url + path)
         page.get_by_label("Token").fill(token or fleet.stack.admin_token)
-        page.get_by_role("button", name="Sign in").click()
+        page.get_by_label("Token").press("Enter")
         return page
 
     yield sign_in

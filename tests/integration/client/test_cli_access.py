@@ -1,3 +1,5 @@
+import contextlib
+import http.server
 import io
 import json
 import os
@@ -5,6 +7,8 @@ import pathlib
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 
 import pytest
 from google.rpc import code_pb2
@@ -111,10 +115,31 @@ def test_doctor_names_the_command_that_fixes_it(lading: Lading, fleet: Fleet, mo
     exit_code, out, _ = lading("doctor", "--server", "127.0.0.1:1")
     assert exit_code == 1
     assert "lading server run" in out
+    one_of_two = f"{os.environ['LADING_SERVER']},127.0.0.1:1"
+    exit_code, out, _ = lading("doctor", "--server", one_of_two)
+    assert exit_code == 0
+    assert "127.0.0.1:1 does not answer" in out
+    with http_server() as web:
+        exit_code, out, _ = lading("doctor", "--server", web)
+    assert exit_code == 1
+    assert "it is no Lading server" in out
     monkeypatch.setenv("LADING_TOKEN", make_token(exp=1))
     exit_code, out, _ = lading("doctor", "-o", "json")
     assert json.loads(out)[-1]["fix"] == "lading login"
     assert exit_code == 1
+
+
+@contextlib.contextmanager
+def http_server() -> Iterator[str]:
+    """HTTP/1.1, as the viewer speaks it; its HOST:PORT."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def complete(address: str, words: str) -> list[str]:

@@ -162,6 +162,10 @@ def test_detach_answers_with_the_command(two: Fleet, lading: Lading) -> None:
     assert exit_code == 0
     assert two.asked("StopContainer")[0].detach
     assert "lading commands wait" in out
+    # For `lading commands wait $(lading stop … --detach -q)`.
+    quiet = lading("stop", "dock-1/web", "--detach", "-q")[1]
+    assert f"commands/{quiet.strip()}" == next(reversed(two.commands))
+    assert lading("stop", "dock-1/web", "-q")[1] == "dock-1/web\n"
 
 
 def test_a_late_command_is_named(two: Fleet, lading: Lading) -> None:
@@ -176,6 +180,8 @@ def test_wrong_fields_are_named(two: Fleet, lading: Lading) -> None:
     exit_code, _, err = lading("stop", "dock-1/web")
     assert exit_code == 2
     assert "reason: too long" in err
+    two.fail("StopContainer", code_pb2.INVALID_ARGUMENT, "reason: too long", bad_request("reason", "too long"))
+    assert lading("stop", "dock-1/web")[2].count("too long") <= 1, "once is enough"
 
 
 def test_ctrl_c_says_that_the_command_goes_on(two: Fleet, address: str, home: pathlib.Path) -> None:

@@ -53,6 +53,8 @@ def test_exit_code_and_outputs_are_the_programs(stack: Stack) -> None:
     (event,) = events(stack, "reason:INC-1 -status:PENDING")
     assert event["details"]["exec"]["output_head"] == "out\nerr\n"
     assert event["details"]["exec"]["exit_code"] == 7
+    shown = run(stack, "audit", "show", str(event["id"])).stdout.decode()
+    assert "command line  sh -c 'echo out; echo err >&2; exit 7'\n" in shown
 
 
 def events(stack: Stack, query: str) -> list[dict[str, dict[str, dict[str, object]]]]:
@@ -114,7 +116,7 @@ class Terminal:
         os.write(self._main, text)
 
     def until(self, text: bytes) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while text not in self.output:
             ready, _, _ = select.select([self._main], [], [], max(0, deadline - time.monotonic()))
             assert ready, self.output
@@ -211,6 +213,13 @@ class Breaking:
                         left -= len(data)
                     if left < 0:
                         self.breaks += 1
+                        if self.breaks == 1:
+                            # What is on its way arrives: a log of which nothing came is not gone on with.
+                            with contextlib.suppress(OSError):
+                                caller.shutdown(socket.SHUT_WR)
+                                while caller.recv(8192):
+                                    pass
+                            return
                         caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                         return
                     with contextlib.suppress(OSError):

@@ -71,3 +71,31 @@ def test_too_many_failures_pause_it_and_it_can_be_ended_and_retried(running: Sta
     again = running.lading("rollouts", "retry", id)
     assert again.returncode == 0, again.stderr + again.stdout
     assert len(running.lading("ps", "-q").stdout.split()) == 5
+
+
+def test_watch_says_that_the_server_is_away_and_goes_on(stack: Stack) -> None:
+    server = stack.start_server()
+    stack.start_agent("dock-1", processes=dict.fromkeys(NAMES, SLEEP))
+    assert stack.lading("start", *ALL, "--wave", "1,100%", "--soak", "1h", "--detach").returncode == 0
+    id = stack.lading("rollouts", "ls", "-q").stdout.strip()
+    own = {"LADING_SERVER": stack.address, "LADING_TOKEN": stack.admin_token, "HOME": str(stack.folder)}
+    environment = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **own}
+    with subprocess.Popen(
+        [LADING, "rollouts", "watch", id], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        try:
+            assert watching.stdout is not None
+            assert watching.stderr is not None
+            while "wave 1 of 2" not in watching.stdout.readline():
+                assert watching.poll() is None
+            server.kill()
+            said = watching.stderr.readline()
+            assert said == "The connection is lost (UNAVAILABLE), going on as soon as there is one.\n"
+            stack.start_server()
+            assert stack.lading("rollouts", "stop", id).returncode == 0
+            shown, said = watching.communicate(timeout=30)
+        finally:
+            watching.kill()
+    assert watching.returncode == 3
+    assert "○ STOPPED" in shown
+    assert said == f"Again for those that did not succeed: lading rollouts retry {id}\n"

@@ -1,5 +1,6 @@
 """The viewer as a process: what it answers to a browser, and to what is none."""
 
+import contextlib
 import csv
 import dataclasses
 import http.client
@@ -52,21 +53,43 @@ class Viewer:
             connection.close()
 
 
-@pytest.fixture
-def viewer(tmp_path: pathlib.Path) -> Iterator[Viewer]:
+@contextlib.contextmanager
+def running(folder: pathlib.Path) -> Iterator[Viewer]:
     log = Log()
     address, stop = audit_server.serve(log)
-    code_file, port_file = tmp_path / "code", tmp_path / "port"
+    code_file, port_file = folder / "code", folder / "port"
     code_file.touch(0o600)
     code_file.write_text(f"open-sesame\n{audit_server.token('grace')}\n")
     where: list[str | pathlib.Path] = ["--server", address, "--listen", "127.0.0.1:0", "--port-file", port_file]
-    process = Process("viewer", [LADING, "viewer", "run", *where, "--one-time-code-file", code_file], tmp_path / "log")
+    process = Process("viewer", [LADING, "viewer", "run", *where, "--one-time-code-file", code_file], folder / "log")
     try:
-        process.wait_until(lambda: port_file.exists() and port_file.read_text().strip(), "the viewer answers", 60)
+        process.wait_until(lambda: port_file.exists() and port_file.read_text().strip(), "the viewer answers")
         yield Viewer(port_file.read_text().strip(), log, code_file)
     finally:
         process.terminate()
         stop()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
+    with running(tmp_path_factory.mktemp("viewer")) as viewer:
+        yield viewer
+
+
+@pytest.fixture
+def viewer(shared: Viewer) -> Viewer:
+    """One that other tests use too, over an empty log."""
+    shared.log.events.clear()
+    shared.log.fails.clear()
+    shared.log.calls.clear()
+    return shared
+
+
+@pytest.fixture
+def own_viewer(tmp_path: pathlib.Path) -> Iterator[Viewer]:
+    """For a test that leaves a mark: it fails to sign in, which slows down who comes next, or uses up the code."""
+    with running(tmp_path) as viewer:
+        yield viewer
 
 
 def test_sign_in_sets_a_cookie_that_no_script_reads_and_leads_back(viewer: Viewer) -> None:
@@ -91,44 +114,47 @@ def test_page_is_for_the_signed_in_only(viewer: Viewer) -> None:
     assert b"<noscript>" in viewer.ask("GET", "/", token=audit_server.token()).body
 
 
-def test_wrong_token_is_refused_without_saying_why(viewer: Viewer) -> None:
-    viewer.log.fails["WhoAmI"] = grpc.StatusCode.UNAUTHENTICATED
+def test_wrong_token_is_refused_without_saying_why(own_viewer: Viewer) -> None:
+    own_viewer.log.fails["WhoAmI"] = grpc.StatusCode.UNAUTHENTICATED
     for wrong in (audit_server.token(), audit_server.token(lifetime=timedelta(days=-1)), "nonsense", ""):
-        answer = viewer.ask("POST", "/signin", {"token": wrong, "next": "/"})
+        answer = own_viewer.ask("POST", "/signin", {"token": wrong, "next": "/"})
         assert answer.status == 401
         assert "set-cookie" not in answer.headers
         assert b"This token is not valid or has expired. Nothing was loaded." in answer.body
 
 
-def test_form_that_is_too_long_is_not_read(viewer: Viewer) -> None:
-    assert viewer.ask("POST", "/signin", {"token": "x" * 100_000}).status == 413
-    assert viewer.ask("POST", "/signin", {"token": "x" * 10_000}).status == 401
+def test_form_that_is_too_long_is_not_read(own_viewer: Viewer) -> None:
+    assert own_viewer.ask("POST", "/signin", {"token": "x" * 100_000}).status == 413
+    assert own_viewer.ask("POST", "/signin", {"token": "x" * 10_000}).status == 401
 
 
-def test_wrong_tokens_slow_an_address_down(viewer: Viewer) -> None:
-    answers = [viewer.ask("POST", "/signin", {"token": "nonsense"}).status for _ in range(8)]
+def test_wrong_tokens_slow_an_address_down(own_viewer: Viewer) -> None:
+    answers = [own_viewer.ask("POST", "/signin", {"token": "nonsense"}).status for _ in range(8)]
     assert answers[:6] == [401] * 6
     assert answers[7] == 429
-    assert viewer.ask("POST", "/signin", {"token": "nonsense"}).headers["retry-after"]
+    assert own_viewer.ask("POST", "/signin", {"token": "nonsense"}).headers["retry-after"]
 
 
-def test_sign_in_while_the_server_is_down_says_so(viewer: Viewer) -> None:
-    viewer.log.fails["WhoAmI"] = grpc.StatusCode.UNAVAILABLE
-    answer = viewer.ask("POST", "/signin", {"token": audit_server.token()})
+def test_sign_in_while_the_server_is_down_says_so(own_viewer: Viewer) -> None:
+    own_viewer.log.fails["WhoAmI"] = grpc.StatusCode.UNAVAILABLE
+    answer = own_viewer.ask("POST", "/signin", {"token": audit_server.token()})
     assert answer.status == 503
     assert b"cannot be reached" in answer.body
 
 
-def test_one_time_code_signs_in_once(viewer: Viewer) -> None:
-    assert viewer.ask("GET", "/signin?code=wrong").status == 401
-    assert viewer.code_file.exists()
-    first = viewer.ask("GET", "/signin?code=open-sesame")
+def test_one_time_code_signs_in_once(own_viewer: Viewer) -> None:
+    assert own_viewer.ask("GET", "/signin?code=wrong").status == 401
+    assert own_viewer.code_file.exists()
+    first = own_viewer.ask("GET", "/signin?code=open-sesame")
     assert (first.status, first.headers["location"]) == (303, "/")
     assert "lading_session=" in first.headers["set-cookie"]
-    assert not viewer.code_file.exists()
-    second = viewer.ask("GET", "/signin?code=open-sesame")
+    assert not own_viewer.code_file.exists()
+    second = own_viewer.ask("GET", "/signin?code=open-sesame")
     assert second.status == 401
     assert "set-cookie" not in second.headers
+    # In the browser that it has signed in the link leads to the log again.
+    again = own_viewer.ask("GET", "/signin?code=open-sesame", token=audit_server.token())
+    assert (again.status, again.headers["location"]) == (303, "/")
 
 
 def test_sign_out_ends_the_session(viewer: Viewer) -> None:

@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from lading.v1 import options_pb2
-from lading_client.channel import SERVICES, Address, Endpoint, service_config
+from lading_client.channel import SERVICES, Address, Endpoint, parse_addresses, service_config
 
 
 @pytest.mark.parametrize(
@@ -31,17 +31,37 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         Address.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("lading.example.com", "lading.example.com:7443"),
+        ("10.0.0.1:1,10.0.0.2:2, 10.0.0.3", "ipv4:10.0.0.1:1,10.0.0.2:2,10.0.0.3:7443"),
+        ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
+    ],
+)
+def test_several_servers_are_one_target(text: str, target: str) -> None:
+    assert Endpoint(parse_addresses(text)).target == target
+
+
+@pytest.mark.parametrize("text", ["a.example:1,b.example:1", "127.0.0.1:1,localhost:2", "127.0.0.1:1,[::1]:1"])
+def test_several_servers_have_ip_addresses_of_one_kind(text: str) -> None:
+    with pytest.raises(ValueError, match="all IPv4 or all IPv6"):
+        parse_addresses(text)
+
+
 def test_plaintext_is_for_loopback_only() -> None:
     with pytest.raises(ValueError, match="loopback only"):
-        Endpoint(Address.parse("10.0.0.5:7443"), tls=False)
-    assert Endpoint(Address.parse("10.0.0.5:7443")).credentials() is not None
-    assert Endpoint(Address.parse("127.0.0.1:7443")).credentials() is None
-    assert Endpoint(Address.parse("127.0.0.1:7443"), tls=True).credentials() is not None
+        Endpoint(parse_addresses("127.0.0.1:7443,10.0.0.5:7443"), tls=False)
+    assert Endpoint(parse_addresses("10.0.0.5:7443")).credentials() is not None
+    assert Endpoint(parse_addresses("127.0.0.1:7443")).credentials() is None
+    assert Endpoint(parse_addresses("127.0.0.1:7443,127.0.0.2:7443")).credentials() is None
+    assert Endpoint(parse_addresses("127.0.0.1:7443,10.0.0.5:7443")).credentials() is not None
+    assert Endpoint(parse_addresses("127.0.0.1:7443"), tls=True).credentials() is not None
 
 
 def test_a_missing_ca_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Endpoint(Address.parse("127.0.0.1:7443"), ca=tmp_path / "none").credentials()
+        Endpoint(parse_addresses("127.0.0.1:7443"), ca=tmp_path / "none").credentials()
 
 
 def test_retried_is_what_changes_nothing_and_what_carries_a_key() -> None:

@@ -33,6 +33,12 @@ def test_columns_stand_below_each_other() -> None:
     assert lines == ["a       long reason", "dock-1  x"]
 
 
+def test_the_first_column_is_cut_last() -> None:
+    listing: Listing[str] = Listing(str, (Column("ID", lambda row: row), Column("STATE", lambda row: "x" * 20)))
+    line = list(Table(listing, limit=50).lines(["i" * 36]))[1]
+    assert ESCAPES.sub("", line) == f"{'i' * 36}  {'x' * 11}…"
+
+
 def test_wide_shows_more() -> None:
     assert "WIDE" in next(iter(Table(ROWS, wide=True).lines([])))
 

@@ -37,7 +37,7 @@ def verify(lines: list[str], log: MadeLog = LOG) -> exported.Proven:
 
 
 def test_export_with_proofs_verifies_and_says_whether_it_is_all() -> None:
-    assert verify(export(LOG)) == exported.Proven(LOG.key.name, 520, 520, 0, True)
+    assert verify(export(LOG)) == exported.Proven(LOG.key, 520, 520, 0, True)
     part = verify(export(LOG, LOG.events[100:300:7]))
     assert (part.events, part.whole) == (29, False)
     assert verify(export(LOG, [])).events == 0

@@ -41,7 +41,7 @@ def open_page(log: Log, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTes
     def open_page(parameters: dict[str, str] | None = None, token: str | None = None, **context: str) -> AppTest:
         cookie = audit_server.token() if token is None else token
         monkeypatch.setattr(session, "cookie", lambda: cookie)
-        page = AppTest.from_file(str(resources.files("lading_viewer").joinpath("app.py")), default_timeout=30)
+        page = AppTest.from_file(str(resources.files("lading_viewer").joinpath("app.py")), default_timeout=60)
         page.query_params.update(parameters or {})
         page.context.update(context)
         page.run()

@@ -147,6 +147,10 @@ def test_exec_session_is_told_by_its_command_line_exit_code_bytes_and_digest() -
     assert fields["SHA-256 of its output"] == "ab12"
     assert "[redacted]" in found["request"], "what was asked is with the command's first event"
     assert "Exit code" not in {field["name"] for field in data(event(3, NOW))["fields"]}
+    # One that still ran when it was left alone.
+    del ran["exit_code"]
+    done.details["exec"] = ran
+    assert "Exit code" not in {field["name"] for field in data(done, asked, done)["fields"] if field["value"]}
 
 
 def test_drift_is_told_as_what_the_agent_saw() -> None:
