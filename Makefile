@@ -31,7 +31,7 @@ demo: setup  ## server, agents and viewer on this machine, with real operations;
 
 test: system setup  ## the whole suite; ARGS='tests/unit -k name' for a part of it
 	@$(MAKE) --no-print-directory node_modules/installed || [ -z "$$CI" ]
-	$(BIN)/pytest $(or $(ARGS),-n auto --maxprocesses 4 --dist loadfile)
+	$(BIN)/pytest $(or $(ARGS),-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 faults: system setup  ## the fault suite at length: more seeds and kills, every verb at every crash point
 	LADING_FAULTS=all LADING_FAULT_ROUNDS=10 LADING_FAULT_SEEDS=5 LADING_FAULT_SECONDS=60 $(BIN)/pytest tests/faults $(ARGS)

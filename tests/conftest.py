@@ -5,13 +5,18 @@ import pathlib
 import signal
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 from playwright.sync_api import Browser, Page
 
 from tests import browser as browsers
 from tests import postgres as clusters
-from tests.engine import Engine, engine_daemon
+from tests.engine import Engine, engine_daemon, podman_service
 from tests.stack import Stack
+
+# A machine that is busy is no finding.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 MARKERS = {"engine": "engine", "postgres": "postgres", "own_postgres": "postgres", "browser": "browser"}
 FAILED = pytest.StashKey[bool]()
@@ -20,6 +25,10 @@ FAILED = pytest.StashKey[bool]()
 def pytest_configure() -> None:
     # A run that is terminated ends what it started, as one that is interrupted does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Nor does it matter how it was started: behind nohup or `&` what tests start would not hear these.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,10 +60,10 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[clusters.Cluster]:
-    """A PostgreSQL cluster for all tests; do not stop it (see `own_postgres`)."""
+    """A PostgreSQL cluster for all tests, which does not wait for the disk; do not stop it (see `own_postgres`)."""
     if clusters.programs() is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    with clusters.cluster() as cluster:
+    with clusters.cluster(durable=False) as cluster:
         yield cluster
 
 
@@ -87,6 +96,13 @@ def engine() -> Iterator[Engine]:
     """A Docker engine for all tests; do not stop it, and remove your containers."""
     with engine_daemon() as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Engine]:
+    """Podman, which has Docker's API too; as `engine`."""
+    with podman_service() as service:
+        yield service
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of the tests' own: as durable as in production (fsync on), and gone at the end."""
+"""A PostgreSQL cluster of the tests' own, gone at the end; durable, as in production, unless told otherwise."""
 
 import contextlib
 import itertools
@@ -28,9 +28,10 @@ def programs() -> pathlib.Path | None:
 class Cluster:
     """One server with its data in `folder`. Every call waits until it has taken effect."""
 
-    def __init__(self, folder: pathlib.Path, bin_folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, bin_folder: pathlib.Path, durable: bool) -> None:
         self.folder = folder
         self.port = free_port()
+        self._durable = durable
         self._bin = bin_folder
         self._data = folder / "data"
         self._numbers = itertools.count(1)
@@ -54,7 +55,7 @@ class Cluster:
             "port": self.port,
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": self.folder,
-            "fsync": "on",
+            "fsync": "on" if self._durable else "off",
             "synchronous_commit": "on",
             "max_connections": 200,
         }
@@ -123,13 +124,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(durable: bool = True) -> Iterator[Cluster]:
     """A running cluster in a temporary folder; RuntimeError when PostgreSQL is not installed."""
     bin_folder = programs()
     if bin_folder is None:
         raise RuntimeError("PostgreSQL is not installed: apt-get install postgresql")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="lading-postgres-"))
-    server = Cluster(folder, bin_folder)
+    server = Cluster(folder, bin_folder, durable)
     try:
         server.create()
         server.start()

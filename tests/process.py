@@ -10,6 +10,11 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+PORTS = range(10_000, 30_000)
+WORKERS_MAX = 8
+PATIENCE_SECONDS = 60.0
+"""How long a machine that is busy may take for what takes it a second otherwise."""
+
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nothing listens on now.
@@ -17,14 +22,18 @@ def free_port() -> int:
     Not one of those that the kernel hands out: while a server is down, a client that tries again and again would in the
     end be given its port, and the server could not come back.
     """
-    for port in random.sample(range(10_000, 30_000), 100):
+    ports = PORTS
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        # Each process of a test run has its own: another one could take this one before it is used.
+        ports = PORTS[int(worker.removeprefix("gw")) % WORKERS_MAX :: WORKERS_MAX]
+    for port in random.sample(ports, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise RuntimeError("no free port among 100 of 10,000 to 30,000")
+    raise RuntimeError(f"no free port among 100 of {ports}")
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     """Ask until `condition()` is true; TimeoutError, naming `what`, when that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -94,7 +103,7 @@ class Process:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    def wait_until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
         """As `wait_until`, but RuntimeError with the log's end as soon as the process has ended."""
 
         def check() -> object:
@@ -117,9 +126,9 @@ class Process:
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(PATIENCE_SECONDS)
 
-    def terminate(self, seconds: float = 20.0) -> int:
+    def terminate(self, seconds: float = PATIENCE_SECONDS) -> int:
         """SIGTERM; its exit code. One that does not end in time is killed, and TimeoutError raised."""
         if self.is_running:
             self.resume()

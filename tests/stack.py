@@ -1,11 +1,15 @@
 """The whole of Lading as people run it: real processes of the `lading` command, on this machine."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Mapping
 from types import TracebackType
@@ -145,7 +149,7 @@ class Stack:
         stub = agents_pb2_grpc.AgentsStub(self._shared_channel)
         request = agents_pb2.GetAgentRequest(name=f"agents/{agent}")
         try:
-            answer = stub.GetAgent(request, metadata=self.credentials(), timeout=5)
+            answer = stub.GetAgent(request, metadata=self.credentials(), timeout=20)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
                 return False
@@ -182,23 +186,11 @@ class Stack:
         return self._channels[0] if self._channels else self.channel()
 
     def _initialize(self) -> str:
-        arguments = [
-            "server",
-            "init",
-            *self._where(),
-            "--org",
-            ORGANIZATION,
-            "--admin",
-            ADMIN,
-            "--email",
-            f"{ADMIN}@acme.example",
-        ]
-        done = subprocess.run(
-            [LADING, *arguments], env=self._environment({}), capture_output=True, text=True, timeout=60
-        )
-        if done.returncode:
-            raise RuntimeError(f"lading server init ended with {done.returncode}:\n{done.stderr}")
-        return done.stdout.strip()
+        if self.database:
+            return initialize(self._where(), self._environment({}))
+        token, born = newborn()
+        shutil.copytree(born, self.folder / "server")
+        return token
 
     def _where(self) -> list[str]:
         database = ["--database", self.database] if self.database else []
@@ -213,6 +205,25 @@ class Stack:
         # Nothing of the person who runs the tests: no context of theirs, no token.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LADING_")}
         return {**inherited, "HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder), **more}
+
+
+def initialize(where: list[str], environment: dict[str, str]) -> str:
+    """Run `lading server init`; the admin's token."""
+    command = [str(LADING), "server", "init", *where, "--org", ORGANIZATION, "--admin", ADMIN]
+    command += ["--email", f"{ADMIN}@acme.example"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise RuntimeError(f"lading server init ended with {done.returncode}:\n{done.stderr}")
+    return done.stdout.strip()
+
+
+@functools.cache
+def newborn() -> tuple[str, pathlib.Path]:
+    """The admin's token, and a data directory with the embedded database, made once: copy it."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="lading-newborn-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LADING_")}
+    return initialize(["--data", str(folder / "server")], environment), folder / "server"
 
 
 def declare(processes: Mapping[str, list[str]]) -> str:

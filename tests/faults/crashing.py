@@ -102,7 +102,7 @@ def end_sent(marks: Marks) -> None:
 def not_committed(marks: Marks) -> None:
     from lading_server import dispatch, orders
 
-    real, create = orders.record_order, dispatch.Dispatcher._create
+    real, create = orders.record_order, dispatch.Dispatcher.create
 
     def record(*args: Any) -> Any:
         real(*args)
@@ -114,7 +114,7 @@ def not_committed(marks: Marks) -> None:
         return await create(dispatcher, call, order)
 
     replace(dispatch, "record_order", record)
-    replace(dispatch.Dispatcher, "_create", ask)
+    replace(dispatch.Dispatcher, "create", ask)
 
 
 def not_sent(marks: Marks) -> None:

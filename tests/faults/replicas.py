@@ -37,12 +37,12 @@ class Replicas(Stack):
         self.address = self.address or self.addresses[name]
         return server
 
-    def start_agent_by_way_of(self, crossing: str, name: str, processes: Mapping[str, list[str]]) -> Process:
-        """An agent whose server is a crossing, while callers go on to call `address`."""
+    def start_agent_by_way_of(self, server: str, name: str, processes: Mapping[str, list[str]]) -> Process:
+        """An agent whose server is another, a crossing or several, while callers go on to call `address`."""
         token_file = self.folder / f"{name}.token"
         token_file.touch(0o600)
         token_file.write_text(self.issue_token(name, audit_log_pb2.ACTOR_TYPE_AGENT))
-        direct, self.address = self.address, crossing
+        direct, self.address = self.address, server
         try:
             return self.start_agent(name, processes=processes)
         finally:

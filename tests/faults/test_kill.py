@@ -1,6 +1,7 @@
 """kill -9 under load: what was answered is in the log (P1, P5), and what was executed has its intent there (P2, P4)."""
 
 import asyncio
+import os
 import pathlib
 import random
 from collections import Counter
@@ -14,7 +15,8 @@ from tests.postgres import Cluster
 from tests.process import wait_until
 from tests.stack import Stack
 
-ROUNDS = 3
+ALL = os.environ.get("LADING_FAULTS") == "all"
+ROUNDS = 3 if ALL else 2
 ROLES = (access_pb2.ROLE_OPERATOR, access_pb2.ROLE_RECORDER)
 
 pytestmark = pytest.mark.timeout(300)
@@ -30,7 +32,7 @@ def check_answers(url: str, answers: Answers) -> None:
         assert (event in ids) == (ended.get(operation) == 0), "a change and its record must be there both, or neither"
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2] if ALL else [1])
 async def test_server_killed_under_64_callers_has_an_event_for_every_answer(
     stack: Stack, database_url: str, seed: int
 ) -> None:
@@ -77,7 +79,7 @@ async def test_server_killed_under_commands_executes_each_one_once_and_settles_i
     callers = RestartingCallers(stack.address, stack.admin_token, tmp_path, names)
     stack.start_agent("dock-1", processes=callers.processes())
     async with callers.calling():
-        for _ in range(2):
+        for _ in range(2 if ALL else 1):
             await callers.answered(moments.randint(5, 40))
             server.kill()
             server = await asyncio.to_thread(stack.start_server)
