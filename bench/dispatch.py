@@ -157,7 +157,7 @@ def many_agents(folder: pathlib.Path, database: str, count: int) -> list[str]:
     with Stack(folder, database) as stack:
         parent = stack.start_server("--workers", str(WORKERS))
         began = time.monotonic()
-        with fleet(stack.address, stack.folder / "server", count, FLEETS) as programs:
+        with fleet(stack.address, stack.folder / "server", count, FLEETS, kind="witnesses") as programs:
             connecting = expect_all(programs) - began
             time.sleep(SETTLE_SECONDS)
             pids = children(parent.pid)
@@ -192,7 +192,7 @@ def use(pids: list[int], seconds: float) -> float:
 async def watch_return(parent: int, programs: list[Program]) -> list[tuple[float, float]]:
     """Samples of what the workers use, until each fleet is whole again: seconds since the kill, % of a core."""
     began = time.monotonic()
-    whole = [asyncio.ensure_future(asyncio.to_thread(whole_again, program)) for program in programs]
+    whole = [asyncio.ensure_future(asyncio.to_thread(whole_again, program, began)) for program in programs]
     used: dict[int, float] = {}
     trace = []
     last = began
@@ -211,18 +211,18 @@ async def watch_return(parent: int, programs: list[Program]) -> list[tuple[float
     return [*trace[:-1], (back, trace[-1][1])]
 
 
-def whole_again(program: Program) -> float:
-    """When it was whole after it had lost some, seconds on the monotonic clock."""
-    while (line := program.read_line().split())[0] != "lost":
-        pass
-    while (line := program.read_line().split())[0] != "all":
-        pass
-    return float(line[1])
+def whole_again(program: Program, since: float) -> float:
+    """When it was whole after it had lost some, seconds on the monotonic clock; what it said of earlier times is passed
+    over."""
+    while True:
+        word, at = program.read_line().split()
+        if word == "all" and float(at) > since:
+            return float(at)
 
 
 @contextlib.contextmanager
 def fleet(
-    address: str, data: pathlib.Path, count: int, programs: int, core: int | None = None
+    address: str, data: pathlib.Path, count: int, programs: int, core: int | None = None, kind: str = ""
 ) -> Iterator[list[Program]]:
     """Agents in so many processes, which have begun to connect."""
     share = count // programs
@@ -230,7 +230,7 @@ def fleet(
         yield [
             stack.enter_context(
                 started(
-                    *("bench.null_agents", address, str(data), str(number * share), str(share)),
+                    *("bench.null_agents", address, str(data), str(number * share), str(share), kind),
                     core=machine.CORES[number % len(machine.CORES)] if core is None else core,
                 )
             )

@@ -1,13 +1,15 @@
 """Program: a fleet of agents with nothing behind them, each with a connection: every command succeeds at once.
 
-`python -m bench.null_agents ADDRESS DATA FIRST COUNT`: agents of the organization acme, numbered from FIRST, each with
+`python -m bench.null_agents ADDRESS DATA FIRST COUNT [witnesses]`: agents of acme, numbered from FIRST on, each with
 one container `web`. They do what agents do on the wire: epoch, sequence, acknowledgements, results kept until their
-receipt, reconnects with full jitter, RetryInfo and Drain. They have no journal on disk, and do not verify proofs.
+receipt, reconnects with full jitter, RetryInfo and Drain; `witnesses` also cosign what they are shown of the log, and
+bring canaries back. They have no journal on disk, and do not verify proofs.
 Says `all` whenever each of them has its Welcome, and `lost` when the first one after that has not, each with the time
 (seconds, monotonic). DATA is the server's, whose key signs their tokens.
 """
 
 import asyncio
+import base64
 import pathlib
 import random
 import sys
@@ -17,8 +19,10 @@ from typing import Any
 import grpc
 import grpc.aio
 import uvloop
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.rpc.error_details_pb2 import RetryInfo
 
+from lading.transparency import note
 from lading.v1 import agent_link_pb2 as link
 from lading.v1 import agent_link_pb2_grpc, commands_pb2, containers_pb2
 from lading_agent.session import read_detail
@@ -36,8 +40,9 @@ CONTAINER = "web"
 class Fleet:
     """Counts who is connected, and says so."""
 
-    def __init__(self, address: str, data: pathlib.Path, total: int) -> None:
+    def __init__(self, address: str, data: pathlib.Path, total: int, *, witnesses: bool) -> None:
         self.address, self.key, self.total = address, tokens.load_key(data), total
+        self.private = Ed25519PrivateKey.generate() if witnesses else None
         self._count = 0
         self._whole = False
 
@@ -61,6 +66,9 @@ class NullAgent:
         self._size = 0
         self._epoch = self._sent = self._processed = 0
         self._failures = 0
+        self._key: note.Key | None = None
+        if fleet.private is not None:
+            self._key = note.Key(f"acme/{name}", note.COSIGNATURE, fleet.private.public_key().public_bytes_raw())
 
     async def live(self) -> None:
         while True:
@@ -79,6 +87,9 @@ class NullAgent:
             held = [link.HeldCommand(command=command, result=result) for command, result in self._held.items()]
             hello = link.Hello(version="bench", boot_id=self._name, journal_id=self._name, runtime="null", held=held)
             hello.tree_size = self._size
+            if self._key is not None:
+                hello.witness_key = str(self._key)
+                hello.capabilities.append("canary")
             await self._write(call, hello=hello)
             if (first := await call.read()) is grpc.aio.EOF:
                 return await self._wait(call)
@@ -114,8 +125,20 @@ class NullAgent:
             await self._write(call, result=result)
         elif kind == "growth":
             self._size = size_of(frame.growth)
+            if self._key is not None:
+                await self._write(call, witness_signature=self._cosign(frame.growth.checkpoint))
+        elif kind == "canary":
+            await self._write(call, canary_echo=link.CanaryEcho(nonce=frame.canary.nonce))
         elif kind == "result_receipt":
             self._held.pop(frame.result_receipt.command, None)
+
+    def _cosign(self, checkpoint: str) -> link.WitnessSignature:
+        assert self._key is not None
+        assert self._fleet.private is not None
+        text, at = checkpoint.partition("\n\n")[0] + "\n", int(time.time())
+        blob = at.to_bytes(8, "big") + self._fleet.private.sign(note.cosigned(text, at))
+        root = base64.b64decode(text.split("\n")[2])
+        return link.WitnessSignature(size=self._size, root=root, signature=note.format_signature(self._key, blob))
 
     async def _beat(self, call: Any, every: float) -> None:
         while True:
@@ -144,14 +167,15 @@ def size_of(growth: link.Growth) -> int:
     return int(growth.checkpoint.split("\n", 2)[1])
 
 
-async def live(address: str, data: pathlib.Path, numbers: range) -> None:
+async def live(address: str, data: pathlib.Path, numbers: range, *, witnesses: bool) -> None:
     """All of them, until SIGTERM."""
-    fleet = Fleet(address, data, len(numbers))
+    fleet = Fleet(address, data, len(numbers), witnesses=witnesses)
     await asyncio.gather(*(NullAgent(fleet, f"agent-{number}").live() for number in numbers))
 
 
-def main(address: str, data: str, first: str, count: str) -> None:
-    uvloop.run(live(address, pathlib.Path(data), range(int(first), int(first) + int(count))))
+def main(address: str, data: str, first: str, count: str, kind: str = "") -> None:
+    numbers = range(int(first), int(first) + int(count))
+    uvloop.run(live(address, pathlib.Path(data), numbers, witnesses=kind == "witnesses"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ still for BUSY_SECONDS after SIGUSR1.
 """
 
 import asyncio
-import gc
 import pathlib
 import signal
 import sys
@@ -20,7 +19,7 @@ from bench.ledgers import EngineLedger, NaiveLedger, NoLedger, PoolLedger, fell
 from lading_server.interceptors.audit import Audit
 from lading_server.interceptors.methods import methods_of
 from lading_server.ledger.ledger import Ledger
-from lading_server.root import OTHERS, SERVICES, Server
+from lading_server.root import OTHERS, SERVICES, Server, tune_collector
 from lading_server.settings import Settings
 
 BUSY_SECONDS = 6.0
@@ -68,8 +67,7 @@ async def serve(kind: str, settings: Settings) -> None:
     await server.start()
     if kind == "treeless":
         fell(server._ledger)
-    gc.collect()
-    gc.freeze()
+    tune_collector()
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, end.set)
     if kind == "busy":
