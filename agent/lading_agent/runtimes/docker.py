@@ -176,6 +176,7 @@ class DockerRuntime:
         since_ns, tail = await mark_tail(self._entries(id, tty, query.since_ns, tail=query.tail))
         if not tail:
             return query.since_ns, 0
+        since_ns = max(since_ns, query.since_ns)
         return since_ns, await count_before(tail, self._entries(id, tty, since_ns))
 
     async def _raw_log(self, id: str, query: LogQuery) -> AsyncGenerator[LogPiece, None]:

@@ -146,15 +146,16 @@ def forgotten() -> RuntimeFailure:
 
 
 async def mark_tail(batches: AsyncGenerator[list[LogEntry], None]) -> tuple[int, list[int]]:
-    """The oldest time among these entries, and what they are known by; zero and none when there are none. The first of
-    them need not be the oldest: the engine may write a line before one of the other source that came earlier."""
+    """Since when to read so that these entries come and all behind them, and what they are known by; zero and none when
+    there are none. The oldest need not be the first, nor older than what is still to come: the engine may write a line
+    before one of the other source that has an earlier time."""
     oldest_ns, tail = 0, list[int]()
     async with aclosing(batches):
         async for batch in batches:
             for entry in batch:
                 oldest_ns = min(oldest_ns or entry.at_ns, entry.at_ns)
                 tail.append(hash(entry))
-    return oldest_ns, tail
+    return max(0, oldest_ns - SETTLED_NS), tail
 
 
 async def count_before(tail: list[int], batches: AsyncGenerator[list[LogEntry], None]) -> int:

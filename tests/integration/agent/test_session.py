@@ -364,10 +364,10 @@ async def test_a_refusal_is_retried_slowly_and_says_why(
     plane.refusal = (code, "expired")
     async with running(plane, tmp_path, runtime):
         await plane.refused.acquire()
-        await plane.refused.acquire()
+        while not slow_waits:  # grpc may say INTERNAL where a call is refused while its first message is written
+            await plane.refused.acquire()
         plane.refusal = None
         await plane.link()
-    assert slow_waits
     assert words in caplog.text
 
 
