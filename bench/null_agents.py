@@ -63,9 +63,11 @@ class NullAgent:
         claims = tokens.Claims(ISSUER, "acme", ActorType.AGENT, name, new_id(), at, at + DAY)
         self._who = (("authorization", f"Bearer {tokens.sign(fleet.key, claims, AUDIENCE)}"),)
         self._held: dict[str, link.Result] = {}
+        self._told: dict[str, int] = {}
         self._size = 0
         self._epoch = self._sent = self._processed = 0
         self._failures = 0
+        self._shed = False
         self._key: note.Key | None = None
         if fleet.private is not None:
             self._key = note.Key(f"acme/{name}", note.COSIGNATURE, fleet.private.public_key().public_bytes_raw())
@@ -73,20 +75,25 @@ class NullAgent:
     async def live(self) -> None:
         while True:
             async with grpc.aio.insecure_channel(self._fleet.address, OPTIONS) as channel:
-                wait = await self._session(channel)
-            self._failures += 1
-            ceiling = min(DELAY_MAX, DELAY * 2 ** min(self._failures, 16))
-            await asyncio.sleep(random.uniform(0, ceiling) if wait is None else wait)
+                self._shed = True
+                while self._shed:  # the turn that it was given is known at the other end of this connection
+                    self._shed = False
+                    wait = await self._session(channel)
+                    self._failures += 1
+                    ceiling = min(DELAY_MAX, DELAY * 2 ** min(self._failures, 16))
+                    await asyncio.sleep(random.uniform(0, ceiling) if wait is None else wait)
 
     async def _session(self, channel: grpc.aio.Channel) -> float | None:
         """One life of the stream; the seconds that the server asked to wait, if it did."""
         call: Any = agent_link_pb2_grpc.AgentLinkStub(channel).Connect(metadata=self._who)
         self._epoch = self._sent = self._processed = 0
+        self._told.clear()
         connected, beats = False, None
         try:
             held = [link.HeldCommand(command=command, result=result) for command, result in self._held.items()]
             hello = link.Hello(version="bench", boot_id=self._name, journal_id=self._name, runtime="null", held=held)
             hello.tree_size = self._size
+            hello.capabilities.append("ack-receipts")
             if self._key is not None:
                 hello.witness_key = str(self._key)
                 hello.capabilities.append("canary")
@@ -101,6 +108,7 @@ class NullAgent:
             beats = asyncio.create_task(self._beat(call, first.welcome.heartbeat.seconds or 15))
             while (frame := await call.read()) is not grpc.aio.EOF:
                 self._processed = frame.seq
+                self._receipt(*(command for command, seq in self._told.items() if seq <= frame.ack))
                 if frame.HasField("drain"):
                     return float(frame.drain.reconnect_after.ToTimedelta().total_seconds())
                 await self._take(call, frame)
@@ -122,6 +130,7 @@ class NullAgent:
             await self._write(call, acknowledge=link.Acknowledge(command=command))
             result = link.Result(command=command, state=commands_pb2.COMMAND_STATE_SUCCEEDED, evidence="executed")
             self._held[command] = result
+            self._told[command] = self._sent + 1
             await self._write(call, result=result)
         elif kind == "growth":
             self._size = size_of(frame.growth)
@@ -130,7 +139,12 @@ class NullAgent:
         elif kind == "canary":
             await self._write(call, canary_echo=link.CanaryEcho(nonce=frame.canary.nonce))
         elif kind == "result_receipt":
-            self._held.pop(frame.result_receipt.command, None)
+            self._receipt(frame.result_receipt.command)
+
+    def _receipt(self, *commands: str) -> None:
+        for command in commands:
+            self._told.pop(command, None)
+            self._held.pop(command, None)
 
     def _cosign(self, checkpoint: str) -> link.WitnessSignature:
         assert self._key is not None
@@ -150,7 +164,7 @@ class NullAgent:
         await call.write(link.ConnectRequest(epoch=self._epoch, seq=self._sent, ack=self._processed, **frame))
 
     async def _wait(self, call: Any) -> float | None:
-        await call.code()
+        self._shed = await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         metadata = await call.trailing_metadata()
         error = grpc.aio.AioRpcError(await call.code(), grpc.aio.Metadata(), metadata or grpc.aio.Metadata())
         retry = read_detail(error, RetryInfo)

@@ -19,8 +19,9 @@ from bench.ledgers import EngineLedger, NaiveLedger, NoLedger, PoolLedger, fell
 from lading_server.interceptors.audit import Audit
 from lading_server.interceptors.methods import methods_of
 from lading_server.ledger.ledger import Ledger
-from lading_server.root import OTHERS, SERVICES, Server, tune_collector
+from lading_server.root import OTHERS, SERVICES, Server
 from lading_server.settings import Settings
+from lading_server.tuning import tune_collector, tune_polling
 
 BUSY_SECONDS = 6.0
 
@@ -63,6 +64,7 @@ def compose(kind: str, settings: Settings) -> Server:
 
 async def serve(kind: str, settings: Settings) -> None:
     """Until SIGTERM."""
+    tune_polling()
     server = compose(kind, settings)
     await server.start()
     if kind == "treeless":

@@ -57,6 +57,9 @@ class Call:
     recorded: bool = False
     """Its end is with the ledger: nothing may record another one."""
 
+    endless: bool = False
+    """It ends when its caller leaves, who can go on where it was: a stop of the server does not wait for it."""
+
     claim: "Callable[[], Awaitable[None]]" = nothing_to_claim
     """For handlers that act before they return: awaited before, it raises Repeated when this very call was answered
     before, and AlreadyExists when another was made under its `request_id`."""

@@ -24,7 +24,7 @@ from lading_server.event import Actor, ActorType, Event, Outcome, Stage
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Transaction
 from lading_server.orders import Order
-from lading_server.rollouts import Begin, Pace, RolloutState, Step, Tally, Wait, next_step, tally_of
+from lading_server.rollouts import Begin, Pace, RolloutState, Step, Tally, Wait, breach_of, next_step, tally_of
 from lading_server.sessions import Sessions
 from lading_server.store import access, rollouts
 from lading_server.store.reader import Reader
@@ -86,12 +86,29 @@ class Conductor:
         task.add_done_callback(self._cancelling.discard)
 
     async def _cancel_undelivered(self, call: Call, rollout: str) -> None:
+        tried: set[str] = set()
+        while True:
+            try:
+                due = [one for one in await self._reader.read(rollouts.list_undelivered, rollout) if one not in tried]
+                if not due:
+                    return
+                for command in due:
+                    await self._cancel(call, command)
+                    tried.add(command)
+            except (errors.LedgerUnavailable, errors.StoreUnavailable, errors.Overloaded) as failure:
+                log.warning("commands of rollout %s are not cancelled yet: %s", rollout, failure)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _cancel(self, call: Call, command: str) -> None:
+        """Raises what an outage raises; what else fails is of this command alone."""
         try:
-            for command in await self._reader.read(rollouts.list_undelivered, rollout):
-                with contextlib.suppress(errors.FailedPrecondition):  # it has ended by itself
-                    await self._dispatcher.cancel(call, command)
+            await self._dispatcher.cancel(call, command)
+        except errors.FailedPrecondition:
+            pass  # it has ended by itself
+        except (errors.LedgerUnavailable, errors.Overloaded):
+            raise
         except errors.Error as failure:
-            log.warning("commands of rollout %s are not cancelled: %s", rollout, failure)
+            log.warning("command %s is not cancelled: %s", command, failure)
 
     async def run(self) -> None:
         """Until cancelled: claim what is to be done, and do it."""
@@ -254,9 +271,10 @@ class Conductor:
                 how = (Outcome.DENIED, Code.PERMISSION_DENIED)
                 event = end_event(row, at, RolloutState.STOPPED, data, why, how)
             else:
-                why = f"{tally.failures} failed, {work.pace.failures_max} were allowed"
+                why = breach_of(tally, work.pace)
                 if work.pause_on_breach:
-                    values = {"state": RolloutState.PAUSED, "state_reason": why}
+                    # Why, is said when it is asked: by then an UNKNOWN may have turned out well.
+                    values = {"state": RolloutState.PAUSED, "state_reason": ""}
                     event = breach_event(row, at, why, data)
                 else:
                     values = {"state": RolloutState.FAILED, "state_reason": why, "settled_at": at}

@@ -5,19 +5,24 @@ answered. (2) The command is marked DISPATCHED, with the session's epoch, before
 a command that the agent's next Hello shows as never received, and it is sent again. (3) The agent journals, then
 acknowledges; (4) its result is recorded, then receipted. Whatever is lost in between is in the agent's journal, and the
 next Hello brings it.
+
+A command whose COMMIT answered too late, so that its caller was told that nothing happened, is withdrawn: this process
+sends it to nobody, and tries until that is recorded. A crash before that leaves the command to its course; where
+another process was faster, its agent is asked to cancel it.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from lading_server import errors, names
+from lading_server.arrears import Arrears
 from lading_server.call import Call
 from lading_server.clock import Clock, now
 from lading_server.commands import ENDS, SESSION_VERBS, State
-from lading_server.ends import End, record_cancel, record_end, record_evidence, record_start
+from lading_server.ends import End, record_cancel, record_end, record_evidence, record_start, record_withdrawal
 from lading_server.errors import Code
 from lading_server.growth import show_growth
 from lading_server.ledger.ledger import Ledger
@@ -25,7 +30,7 @@ from lading_server.ledger.transaction import Proof, Transaction
 from lading_server.orders import Order, check_agent, check_same, check_unused, record_order, require_online
 from lading_server.reconciliation import Sending, prove_again
 from lading_server.sessions import WINDOW, Session, Sessions
-from lading_server.store import agents, commands, requests, rollouts
+from lading_server.store import agents, commands, requests
 from lading_server.store.commands import Row
 from lading_server.store.reader import Reader
 from lading_server.store.wakeups import Topic
@@ -67,6 +72,10 @@ class Dispatcher:
         self._seal, self._frame, self._cancel_frame = seal, frame, cancel_frame
         self._clock, self.tell = clock, tell
         self._waiters = Waiters(reader)
+        self._looked = ("", "")
+        self._withdrawn: set[str] = set()
+        """Commands whose callers were told that nothing happened: not sent, whatever the database says of them."""
+        self._withdrawals = Arrears(ledger, "withdrawals", self._record_withdrawals, self._resolve_all)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def create(self, call: Call, order: Order) -> Row:
@@ -155,14 +164,16 @@ class Dispatcher:
             else:
                 session.end(errors.Stopping("the log cannot be signed now"))
         if row.state not in ENDS:
-            end = End(State.CANCELLED, Code.UNAVAILABLE, "its caller was told UNAVAILABLE", "never sent")
+            self._withdrawn.add(row.id)
+            self._withdrawals.add(row.organization, row)
 
-            def free(transaction: Transaction) -> None:
-                if row.rollout:
-                    rollouts.free_target(transaction.connection, row.rollout, row.id)
+    def _record_withdrawals(self, transaction: Transaction, rows: Sequence[Row]) -> list[Row]:
+        return [done for row in rows if (done := record_withdrawal(transaction, row)) is not None]
 
-            # Only as it stands: what a session took since is on its way to its agent.
-            self._spawn(self._settle(row.organization, row.id, end, epoch=row.epoch, also=free))
+    def _resolve_all(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._withdrawn.discard(row.id)
+            self._resolve(row)
 
     async def wait(self, organization: str, command: str, seconds: float | None) -> Row:
         """The command once it is settled, or UNKNOWN. Raises TimeoutError after `seconds`."""
@@ -207,6 +218,10 @@ class Dispatcher:
 
     async def _send(self, session: Session, taken: list[Sending]) -> None:
         for one in taken:
+            if one.row.id in self._withdrawn:
+                self._withdraw(one.row, one.proof, session)  # as it stands now
+                self._refund(session)
+                continue
             if not one.proof.checkpoint:
                 # Marked DISPATCHED and never sent: the next session's Hello shows that, and it is sent again.
                 session.end(errors.Stopping("the log cannot be signed now"))
@@ -251,7 +266,7 @@ class Dispatcher:
     async def settle(
         self, session: Session, command: str, end: End, also: Callable[[Transaction], None] | None = None
     ) -> int:
-        """Record the end of a command as the agent says it; returns the index of its event, -1 if it had one.
+        """Record the end of a command as the agent says it; returns the index of the event of that, -1 for no news.
 
         The agent may forget it once this has returned. `also` is done in the same transaction.
         """
@@ -276,7 +291,7 @@ class Dispatcher:
             if done is not None and also is not None:
                 also(transaction)
             if done is None and agent is not None:
-                record_evidence(transaction, organization, agent, command, end, epoch)
+                return record_evidence(transaction, organization, agent, command, end, epoch)
             return done
 
         done = await self._ledger.commit((organization,), apply)
@@ -297,54 +312,79 @@ class Dispatcher:
         self.wake(session)
 
     async def sweep(self) -> None:
-        """For ever: see to what nobody else sees to."""
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            try:
-                await self._sweep()
-            except errors.Error as failure:
-                log.warning("cannot look for overdue commands now: %s", failure)
-            except Exception:
-                log.exception("cannot look for overdue commands")
+        """For ever: see to what nobody else sees to. Cancelled, it makes a last attempt at what is to be withdrawn."""
+        try:
+            while True:
+                await asyncio.sleep(SWEEP_SECONDS)
+                try:
+                    await self._sweep()
+                except errors.Error as failure:
+                    log.warning("cannot look for overdue commands now: %s", failure)
+                except Exception:
+                    log.exception("cannot look for overdue commands")
+        finally:
+            self._withdrawals.give_up()
+            await self._withdrawals.drained()
 
     async def _sweep(self) -> None:
         """Expire what was not delivered in time, mark UNKNOWN what a lost lease left in flight, and send what a lost
         answer of the database, or another replica, left unsent."""
         at = self._clock()
-        for row in await self._reader.read(commands.list_overdue, at, SWEEP_MAX):
-            end = End(State.EXPIRED, Code.DEADLINE_EXCEEDED, "its agent did not come in time", "never sent")
-            await self._settle(row.organization, row.id, end)
-        for row in await self._reader.read(commands.list_lost, at, SWEEP_MAX):
-            session = self._sessions.get(row.organization, row.agent)
-            if session is not None and session.epoch == row.epoch and session.alive:
-                continue  # the clock jumped: this agent's lease, which it was told in seconds, holds
-            lost = End(State.UNKNOWN, Code.UNKNOWN, "the agent's lease was lost while it was in flight", "lease")
-            await self._settle(row.organization, row.id, lost, epoch=row.epoch)
+        expired = End(State.EXPIRED, Code.DEADLINE_EXCEEDED, "its agent did not come in time", "never sent")
+        async for rows in self._pages(commands.list_overdue, at):
+            await self._settle_all(rows, expired)
+        unknown = End(State.UNKNOWN, Code.UNKNOWN, "the agent's lease was lost while it was in flight", "lease")
+        async for rows in self._pages(commands.list_lost, at):
+            await self._settle_all([row for row in rows if not self._holds(row)], unknown)
         await self.look_for_work()
         silent = (self._ledger.boot_id, at - RESEND_MICROSECONDS, SWEEP_MAX)
         for row in await self._reader.read(commands.list_silent, *silent):
             session = self._sessions.get(row.organization, row.agent)
-            if session is not None and session.epoch == row.epoch and row.id not in session.resent:
+            if session is None or session.epoch != row.epoch or row.id in self._withdrawn:
+                continue
+            if row.id not in session.resent:
                 session.resent.add(row.id)  # once: an agent that has it knows it by its id, and takes it no second time
                 self._spawn(self._send_again(session, row))
 
+    def _holds(self, row: Row) -> bool:
+        """The clock jumped: the lease of this command's agent, which it was told in seconds, holds."""
+        session = self._sessions.get(row.organization, row.agent)
+        return session is not None and session.epoch == row.epoch and session.alive
+
+    async def _settle_all(self, rows: Sequence[Row], end: End) -> None:
+        """As they stand; one that cannot be settled holds up no other. Raises what the ledger raises in an outage."""
+        settling = (self._settle(row.organization, row.id, end, epoch=row.epoch) for row in rows)
+        for row, failure in zip(rows, await asyncio.gather(*settling, return_exceptions=True), strict=True):
+            if isinstance(failure, errors.LedgerUnavailable | errors.Overloaded):
+                raise failure
+            if isinstance(failure, BaseException):
+                log.error("command %s cannot become %s: %s", row.id, end.state.name, failure)
+
+    async def _pages(self, found_by: Callable[..., Sequence[Row]], *of: Any) -> AsyncIterator[Sequence[Row]]:
+        """All that a query of commands finds, so much at a time: what stays in it hides nothing that comes after."""
+        after, more = commands.FIRST, True
+        while more:
+            rows = await self._reader.read(found_by, *of, after, SWEEP_MAX)
+            yield rows
+            more = len(rows) == SWEEP_MAX
+            after = (rows[-1].organization, rows[-1].agent, rows[-1].id) if more else after
+
     async def look_for_work(self) -> None:
         """Send what waits for the agents of this process: others may have left it. Raises StoreUnavailable."""
-        waiting = await self._reader.read(commands.list_waiting, self._ledger.boot_id, self._clock(), SWEEP_MAX)
+        of = (self._ledger.boot_id, self._clock(), self._looked, SWEEP_MAX)
+        waiting = await self._reader.read(commands.list_waiting, *of)
+        # The next look goes on after these: their windows may be full for long.
+        self._looked = (waiting[-1].organization, waiting[-1].agent) if len(waiting) == SWEEP_MAX else ("", "")
         for row in waiting:
             session = self._sessions.get(row.organization, row.agent)
             if session is not None:
                 session.backlog = True
                 self.wake(session)
-        after, more = "", True
-        while more:  # those that were asked stay in the list until they end
-            found = await self._reader.read(commands.list_cancels, self._ledger.boot_id, after, SWEEP_MAX)
-            for row in found:
+        async for rows in self._pages(commands.list_cancels, self._ledger.boot_id):
+            for row in rows:
                 session = self._sessions.get(row.organization, row.agent)
                 if session is not None:
                     self._ask_cancel(session, row)
-            more = len(found) == SWEEP_MAX
-            after = found[-1].id if found else ""
 
     async def look_for_ends(self) -> None:
         """Answer those who wait for commands that another process settled. Raises StoreUnavailable."""

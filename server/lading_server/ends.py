@@ -11,7 +11,7 @@ from lading_server.commands import ENDS, State, outcome_of
 from lading_server.errors import Code
 from lading_server.event import Actor, ActorType, Event, Outcome, Stage
 from lading_server.ledger.transaction import Transaction
-from lading_server.store import commands, events
+from lading_server.store import commands, events, rollouts
 from lading_server.store.commands import Row
 
 OPERATOR = "operator"
@@ -115,6 +115,23 @@ def record_cancel(transaction: Transaction, call: Call, command: str) -> tuple[R
     return done[0], True
 
 
+def record_withdrawal(transaction: Transaction, row: Row) -> Row | None:
+    """Take back a command whose caller was told that nothing happened, as it stood in `row`, when nobody was sent it.
+
+    None when it ended by itself, or a session took it since: that one's agent is asked to cancel it.
+    """
+    end = End(State.CANCELLED, Code.UNAVAILABLE, "its caller was told UNAVAILABLE", "never sent")
+    done = record_end(transaction, row.organization, row.id, end, epoch=row.epoch)
+    if done is None:
+        stands = commands.get(transaction.connection, row.organization, row.id)
+        if stands is not None and stands.settled_at is None:
+            commands.ask_cancel(transaction.connection, row.id, transaction.recorded_at)
+        return None
+    if row.rollout:
+        rollouts.free_target(transaction.connection, row.rollout, row.id)
+    return done[0]
+
+
 def record_resolution(transaction: Transaction, call: Call, command: str, state: State) -> Row:
     """Settle a command whose state is UNKNOWN by what the caller has found out.
 
@@ -142,25 +159,30 @@ def find(transaction: Transaction, call: Call, command: str) -> Row:
 
 def record_evidence(
     transaction: Transaction, organization: str, agent: str, command: str, end: End, epoch: int | None = None
-) -> None:
-    """An agent says what became of a command that an operator has settled: it changes nothing, and is recorded once.
+) -> tuple[Row, int] | None:
+    """An agent says what became of a command that an operator has settled, or that it cannot find out what became of
+    one that is UNKNOWN already: it changes nothing, and is recorded once. None when it is no news.
 
     Raises Superseded for one that has no end and belongs to a newer session than that of `epoch`: an agent that took a
     receipt for its answer would forget what nobody has recorded.
     """
     row = commands.get(transaction.connection, organization, command)
     if row is None or row.agent != agent:
-        return
+        return None
     if row.settled_at is None and epoch is not None and row.epoch > epoch:
         raise errors.Superseded
-    if row.evidence != OPERATOR or end.state not in ENDS:
-        return
     said = {"state": end.state.name, "code": int(end.code), "error": end.error, "evidence": end.evidence}
     id = str(uuid.uuid5(uuid.UUID(command), f"{said}"))
-    if events.with_ids(transaction.connection, [id]):
-        return
-    data = {**said, "settled_as": State(row.state).name, "agrees": row.state == end.state}
-    transaction.append(
+    if row.state == State.UNKNOWN == end.state:
+        news = (row.error, row.evidence) != (end.error, end.evidence)
+        data = said
+        id = str(uuid.uuid5(uuid.UUID(command), end.state.name))  # whatever words it finds next time
+    else:
+        news = row.evidence == OPERATOR and end.state in ENDS
+        data = {**said, "settled_as": State(row.state).name, "agrees": row.state == end.state}
+    if not news or events.with_ids(transaction.connection, [id]):
+        return None
+    index = transaction.append(
         Event(
             id=id,
             organization=organization,
@@ -173,9 +195,13 @@ def record_evidence(
             outcome=Outcome.SUCCESS,
             targets=(("command", command), *target_of(agent, row.container)),
             agent=agent,
-            details={"data": {key: value for key, value in data.items() if value != ""}},
+            details={
+                "data": {key: value for key, value in data.items() if value != ""},
+                **({"agent_signature": end.signature} if end.signature else {}),
+            },
         )
     )
+    return row, index
 
 
 def conflict_of(organization: str, agent: str, command: str, error: str, at: int) -> Event:

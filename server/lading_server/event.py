@@ -54,9 +54,10 @@ class Actor:
 ANONYMOUS = Actor(ActorType.ANONYMOUS, "", auth_method="none")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
-    """One audit record before it has its place in a log.
+    """One audit record before it has its place in a log. Nobody changes one; it is not frozen because that has it take
+    five times as long to make.
 
     `occurred_at`: microseconds since the epoch. `targets`: (type, id) pairs, the first one is that of the lists.
     `follows`: it says more of an operation that has an event already. `superseded_by`: index of the event that stands

@@ -58,6 +58,8 @@ def reconcile(
             done = record_end(transaction, organization, row.id, end, agent, epoch)
             if done is not None:
                 settled.append(done[0])
+            elif row.id in held:
+                record_evidence(transaction, organization, agent, row.id, end)
             continue
         in_hand += row.verb not in SESSION_VERBS
         commands.renew(transaction.connection, row.id, epoch)

@@ -132,6 +132,14 @@ class Wait:
     until: int | None = None
 
 
+def breach_of(tally: Tally, pace: Pace) -> str:
+    """Why a rollout is, or was, halted for its failures, as they are by now."""
+    if tally.failures > pace.failures_max:
+        failed = "failed or were unknown" if tally.unknown else "failed"
+        return f"{tally.failures} {failed}, {pace.failures_max} were allowed"
+    return f"more than {pace.failures_max} had failed or were unknown, by now {tally.failures}: resume it to go on"
+
+
 class Step(IntEnum):
     """What else is to be done."""
 

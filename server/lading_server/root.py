@@ -4,7 +4,6 @@ nothing that was answered is lost."""
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import pathlib
 import signal
@@ -59,6 +58,7 @@ from lading_server.store.reader import Reader
 from lading_server.store.tiles import Cache
 from lading_server.store.wakeups import Topic, Wakeups
 from lading_server.takeover import Takeover
+from lading_server.tuning import tune_collector, tune_polling
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,6 @@ RECENT_MICROSECONDS = 600_000_000
 """Agents that were heard in the last ten minutes are expected back."""
 STOP_SECONDS = 10.0
 """Calls that run get this long to end when the server stops."""
-COLLECT_FROM = 20_000
-"""So many more objects than at the last look have the collector look again: some megabytes."""
 TAKEOVER_PAUSE_SECONDS = 0.5
 """Each look reads all agents of this process."""
 
@@ -283,6 +281,7 @@ def run(settings: Settings, port_file: pathlib.Path | None) -> int:
 
 
 async def _serve(settings: Settings, port_file: pathlib.Path | None) -> int:
+    tune_polling()
     server = Server(settings)
     await server.start()
     tune_collector()
@@ -302,14 +301,6 @@ async def _serve(settings: Settings, port_file: pathlib.Path | None) -> int:
     await stopping
     log.info("stopped")
     return 0
-
-
-def tune_collector() -> None:
-    """For a process that serves: what is there now stays, and calls and frames, which are freed without the collector,
-    do not have it look through all sessions again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_FROM, 10, 10)
 
 
 async def _signal(signals: Iterable[signal.Signals], *, orphaned: bool = False) -> None:

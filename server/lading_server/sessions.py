@@ -26,6 +26,7 @@ WINDOW = 64
 
 CANARY = "canary"
 SIGNED_RESULTS = "signed-results"
+ACK_RECEIPTS = "ack-receipts"
 """What agents say in Hello that they can do."""
 
 

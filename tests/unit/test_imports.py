@@ -28,7 +28,7 @@ SERVER_LAYERS: list[set[str]] = [
     {"conductor"},
     {"bootstrap", "boots", "identity", "dispatch", "takeover"},
     {"growth", "orders", "reconciliation", "waiters"},
-    {"ends", "sessions"},
+    {"arrears", "ends", "sessions"},
     {"call"},
     {"ledger"},
     {"store"},
@@ -36,7 +36,7 @@ SERVER_LAYERS: list[set[str]] = [
 
 # What comes from outside, and the only parts of the server that may import it.
 SERVER_OUTSIDE: dict[str, set[str]] = {
-    "grpc": {"cli", "root", "interceptors", "services"},
+    "grpc": {"cli", "root", "tuning", "interceptors", "services"},
     "grpc_status": {"cli", "root", "interceptors", "services"},
     "sqlalchemy": {"ledger", "store"},
     "alembic": {"store"},

@@ -23,16 +23,16 @@ from grpc.aio import EOF, AbortError
 from lading_server import call as calls
 from lading_server import errors
 from lading_server.admission import Bucket
+from lading_server.arrears import Arrears
 from lading_server.call import Call, Change
 from lading_server.clock import Clock, new_id, now
 from lading_server.errors import Code
 from lading_server.event import ActorType, Outcome, Stage
 from lading_server.interceptors import access, methods, repeats, status, validation
-from lading_server.interceptors.arrears import Arrears
 from lading_server.interceptors.context import Context, Ending
 from lading_server.interceptors.flood import Flood
 from lading_server.interceptors.methods import Method
-from lading_server.interceptors.records import OUTCOMES, event_of
+from lading_server.interceptors.records import OUTCOMES, append_missing, event_of
 from lading_server.interceptors.repeats import Once, apply_change
 from lading_server.ledger.ledger import Ledger
 
@@ -78,21 +78,25 @@ class Audit(grpc.aio.ServerInterceptor):
         """`bucket`: of the streams of agents that may begin."""
         self._bucket = bucket or Bucket()
         self._ledger, self._identity, self._methods, self._clock = ledger, identity, known, clock
-        self._flood, self._arrears = Flood(ledger.record), Arrears(ledger)
+        self._flood = Flood(ledger.record)
+        self._arrears = Arrears(ledger, "ends of streams", append_missing, lambda _: None)
         self._served: dict[str, Any] = {}
         self._streams: dict[asyncio.Task[Any], tuple[Call, Method]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._active: set[asyncio.Task[Any]] = set()
-        self._stopping = False
+        self._leaving = self._stopping = False
 
     def stop_in(self, seconds: float) -> None:
-        """The server stops: what is cut off after so many seconds is so by us, not by its caller."""
+        """The server stops: what is cut off after so many seconds is so by us, not by its caller. What has no end of
+        its own is cut off now."""
 
         def stop() -> None:
             self._stopping = True
             self._arrears.give_up()
 
         asyncio.get_running_loop().call_later(seconds, stop)
+        self._leaving = True
+        self._look()
 
     async def drained(self) -> None:
         """Wait until the calls that a stop cut off have left their records."""
@@ -105,11 +109,19 @@ class Audit(grpc.aio.ServerInterceptor):
         """For ever: end the open streams whose callers may not call any more: a token ended or revoked, a role lost."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            for task, (call, method) in list(self._streams.items()):
-                needed = method.rule.permission
-                if needed and call.refused is None and needed not in self._identity.permissions(call):
-                    call.refused = errors.Unauthenticated("the token ended or was revoked, or a role was taken away")
-                    task.cancel()
+            self._look()
+
+    def _look(self) -> None:
+        for task, (call, method) in list(self._streams.items()):
+            needed = method.rule.permission
+            if call.refused is not None:
+                continue
+            if needed and needed not in self._identity.permissions(call):
+                call.refused = errors.Unauthenticated("the token ended or was revoked, or a role was taken away")
+                task.cancel()
+            elif call.endless and self._leaving:
+                call.refused = errors.Stopping()
+                task.cancel()
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Serve the call through the log. Runs in the call's own task, which is how calls whose handler never gets to
@@ -207,7 +219,7 @@ class Audit(grpc.aio.ServerInterceptor):
             return raw if not handler.response_streaming else None
         except BaseException as failure:
             if call.refused is not None and call.started and isinstance(failure, asyncio.CancelledError):
-                task.uncancel()  # ended by `watch`, not by the caller
+                task.uncancel()  # ended by `_look`, not by the caller
                 failure = call.refused
             await self._fail(call, method, context, failure)
         finally:
@@ -220,7 +232,7 @@ class Audit(grpc.aio.ServerInterceptor):
             failure = errors.LedgerUnavailable()
             code, at = failure.code, self._clock()
             made = event_of(call, method, Stage.COMPLETED, Outcome.FAILURE, int(code), failure.message, at, (0, 0))
-            self._arrears.add(replace(made, follows=True))
+            self._arrears.add(made.organization, replace(made, follows=True))
 
         call.started = True  # also when the caller goes away while it is being committed
         began = event_of(call, method, Stage.STARTED, Outcome.PENDING, 0, "", self._clock())
@@ -363,7 +375,7 @@ class Audit(grpc.aio.ServerInterceptor):
                 await self._ledger.record([event])
         except (errors.LedgerUnavailable, errors.LedgerOverloaded):
             if call.started:
-                self._arrears.add(event)
+                self._arrears.add(event.organization, event)
             raise
 
     def _ended(self, call: Call, task: asyncio.Task[Any]) -> None:

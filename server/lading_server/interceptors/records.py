@@ -1,10 +1,14 @@
 """The events of a call: how it began, and how it ended."""
 
+from collections.abc import Sequence
+
 from lading_server.call import Call
 from lading_server.clock import new_id
 from lading_server.errors import Code
 from lading_server.event import Event, Outcome, Stage
 from lading_server.interceptors.methods import Method
+from lading_server.ledger.transaction import Transaction
+from lading_server.store import events
 
 OUTCOMES = {
     Code.OK: Outcome.SUCCESS,
@@ -58,3 +62,11 @@ def event_of(
         superseded_by=call.superseded_by,
         details=details,
     )
+
+
+def append_missing(transaction: Transaction, ends: Sequence[Event]) -> None:
+    """Record those that a COMMIT which answered too late has not brought."""
+    known = {row.id for row in events.with_ids(transaction.connection, [end.id for end in ends])}
+    for end in ends:
+        if end.id not in known:
+            transaction.append(end)

@@ -41,6 +41,8 @@ LINGER_FROM = 2
 """So many waiting, now or in the last batch, mean load: then it pays to wait while company keeps coming."""
 ANSWER_SECONDS = 1.8
 """Callers are told UNAVAILABLE when the database has not answered for this long: below the 2 s that are promised."""
+BUSY_FROM = 16
+"""A batch of so many units means that many are asking for much: what can be said together is, then."""
 CAREFUL_BATCHES = 100
 """So many batches after one with a unit that failed, each unit has a savepoint: they cost PostgreSQL two round trips
 each, and without them a batch with a failure is done twice."""
@@ -178,6 +180,11 @@ class Ledger:
             self._watching = True
             self._loop.call_later(WATCH_SECONDS, self._watch)
         return answer
+
+    @property
+    def busy(self) -> bool:
+        """The last batch was a large one."""
+        return self._last_size >= BUSY_FROM
 
     @property
     def _stalled(self) -> bool:

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lading.v1 import access_pb2, access_pb2_grpc, audit_log_pb2
 from lading_server import call, diff, errors, names, paging, tokens
+from lading_server.boots import VERSION
 from lading_server.call import Call, Change
 from lading_server.clock import new_id, now
 from lading_server.event import SYSTEM, ActorType, Event, Outcome, Stage
@@ -48,6 +49,7 @@ class Access(access_pb2_grpc.AccessServicer):
             roles=[access_pb2.Role.ValueType(role) for role in sorted(who.roles)],
             permissions=sorted(who.permissions),
             expires_at=stamp(who.expires_at),
+            server_version=VERSION,
         )
 
     async def AssignRole(self, request: access_pb2.AssignRoleRequest, context: Any) -> Change[access_pb2.RoleBinding]:  # type: ignore[override]

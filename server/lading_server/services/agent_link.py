@@ -30,7 +30,7 @@ from lading_server.services.neighbours import Neighbours
 from lading_server.services.resources import container_values, duration, stamp, text, time_of
 from lading_server.services.results import end_of, witness_of
 from lading_server.services.upkeep import Upkeep, lifetime
-from lading_server.sessions import LEASE_BEATS, WINDOW, Session, Sessions
+from lading_server.sessions import ACK_RECEIPTS, LEASE_BEATS, WINDOW, Session, Sessions
 from lading_server.settings import STREAM_SECONDS
 from lading_server.signer import Signer
 from lading_server.store import agents, containers
@@ -280,7 +280,9 @@ class AgentLink(agent_link_pb2_grpc.AgentLinkServicer):
 
         end = end_of(result, session.organization, session.agent, session.witness_key, session.capabilities)
         index = await self._dispatcher.settle(session, text(result.command, 64), end, put)
-        await session.send(receipt_of(result.command, index))
+        # To an agent that knows it, the `ack` of whatever it is sent next says the same.
+        if not (self._ledger.busy and ACK_RECEIPTS in session.capabilities):
+            await session.send(receipt_of(result.command, index))
 
     def _take_echo(self, session: Session, nonce: str) -> None:
         probe = session.probes.get(nonce)

@@ -73,6 +73,8 @@ class Agents(agents_pb2_grpc.AgentsServicer):
         self, request: agents_pb2.WatchAgentsRequest, context: Any
     ) -> AsyncIterator[agents_pb2.Agent]:
         organization = calls.current().organization
+        calls.current().endless = True
+        await context.send_initial_metadata(())  # it may be silent for long: grpc must not ask again by itself
         changed = self._sessions.watch(organization)
         try:
             shown: dict[str, agents_pb2.Agent] = {}

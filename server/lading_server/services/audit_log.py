@@ -153,9 +153,12 @@ class AuditLog(Transparency, Erasure, audit_log_pb2_grpc.AuditLogServicer):
                 f"from_index: the log has {size} events: begin at one of them, or at {size} for what comes",
                 violations={"from_index": f"must be from 0 to {size}"},
             )
+        calls.current().endless = True
         grown = asyncio.Event()
         self._tails[organization].add(grown)
         try:
+            # At once: from here the caller can resume, and knows that it is served.
+            yield pb.TailEventsResponse(next_index=position)
             told, told_at = position, time.monotonic()
             while True:
                 grown.clear()

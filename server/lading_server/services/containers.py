@@ -159,6 +159,9 @@ class Containers(containers_pb2_grpc.ContainersServicer):
         call = calls.current()
         agent, name = names.container_of(request.name)
         await self._find(agent, name)
+        call.endless = request.follow
+        if call.endless:
+            await context.send_initial_metadata(())  # it may be silent for long: grpc must not ask again by itself
         ask = agent_link_pb2.OpenBulk(
             session=call.operation,
             container=name,

@@ -326,13 +326,20 @@ def work_of(row: rollouts.Row) -> Work:
     )
 
 
+def reason_of(row: rollouts.Row, tally: Tally) -> str:
+    """Why it is in its state. One that was paused for its failures says how many they are now."""
+    if row.state == RolloutState.PAUSED and not row.state_reason:
+        return pace.breach_of(tally, work_of(row).pace)
+    return str(row.state_reason)
+
+
 def rollout_of(row: rollouts.Row, tally: Tally) -> rollouts_pb2.Rollout:
     """A rollout as it is."""
     return rollouts_pb2.Rollout(
         name=names.rollout_name(row.id),
         plan=rollouts_pb2.RolloutPlan.FromString(row.plan),
         state=row.state,
-        state_reason=row.state_reason,
+        state_reason=reason_of(row, tally),
         wave=row.wave,
         wave_ends=json.loads(row.wave_ends),
         targets_total=tally.total,

@@ -174,36 +174,52 @@ def renew(connection: sa.Connection, command: str, epoch: int) -> Row:
     ).one()
 
 
-def list_overdue(connection: sa.Connection, at: int, limit: int) -> Sequence[Row]:
+After = tuple[str, str, str]
+"""Where a list goes on: after this organization, agent and id. By id alone SQLite would walk all commands ever made,
+instead of those that have not ended, which are indexed so."""
+FIRST: After = ("", "", "")
+
+
+_IN_ORDER = (commands.c.organization, commands.c.agent, commands.c.id)
+
+
+def _after(after: After) -> sa.ColumnElement[bool]:
+    return sa.tuple_(*_IN_ORDER) > after
+
+
+def list_overdue(connection: sa.Connection, at: int, after: After, limit: int) -> Sequence[Row]:
     """Pending commands whose time to be delivered has passed."""
     return connection.execute(
-        sa.select(commands.c.id, commands.c.organization)
-        .where(commands.c.settled_at.is_(None), commands.c.state == int(State.PENDING), commands.c.deliver_by <= at)
+        sa.select(commands.c.id, commands.c.organization, commands.c.agent, commands.c.epoch)
+        .where(
+            commands.c.settled_at.is_(None),
+            commands.c.state == int(State.PENDING),
+            commands.c.deliver_by <= at,
+            _after(after),
+        )
+        .order_by(*_IN_ORDER)
         .limit(limit)
     ).all()
 
 
-def list_lost(connection: sa.Connection, at: int, limit: int) -> Sequence[Row]:
+def list_lost(connection: sa.Connection, at: int, after: After, limit: int) -> Sequence[Row]:
     """Commands in flight whose agent's lease is over."""
     return connection.execute(
         sa.select(commands.c.id, commands.c.organization, commands.c.agent, commands.c.epoch)
-        .join(
-            agent_sessions,
-            sa.and_(
-                agent_sessions.c.organization == commands.c.organization, agent_sessions.c.agent == commands.c.agent
-            ),
-        )
+        .join(agent_sessions, _OF_SESSION)
         .where(
             commands.c.settled_at.is_(None),
             commands.c.state.in_((int(State.DISPATCHED), int(State.ACKNOWLEDGED))),
             agent_sessions.c.lease_until <= at,
+            _after(after),
         )
+        .order_by(*_IN_ORDER)
         .limit(limit)
     ).all()
 
 
-def list_waiting(connection: sa.Connection, replica: str, at: int, limit: int) -> Sequence[Row]:
-    """Agents of this process for which commands wait."""
+def list_waiting(connection: sa.Connection, replica: str, at: int, after: tuple[str, str], limit: int) -> Sequence[Row]:
+    """Agents of this process for which commands wait, after this organization and agent."""
     return connection.execute(
         sa.select(commands.c.organization, commands.c.agent)
         .join(agent_sessions, _OF_SESSION)
@@ -213,8 +229,10 @@ def list_waiting(connection: sa.Connection, replica: str, at: int, limit: int) -
             commands.c.deliver_by > at,
             agent_sessions.c.replica == replica,
             agent_sessions.c.connected,
+            sa.tuple_(commands.c.organization, commands.c.agent) > after,
         )
         .distinct()
+        .order_by(commands.c.organization, commands.c.agent)
         .limit(limit)
     ).all()
 
@@ -226,8 +244,8 @@ def ask_cancel(connection: sa.Connection, command: str, at: int) -> Row:
     ).one()
 
 
-def list_cancels(connection: sa.Connection, replica: str, after: str, limit: int) -> Sequence[Row]:
-    """Commands in flight of this process's agents that are to be cancelled, by id after the id `after`."""
+def list_cancels(connection: sa.Connection, replica: str, after: After, limit: int) -> Sequence[Row]:
+    """Commands in flight of this process's agents that are to be cancelled."""
     return connection.execute(
         sa.select(commands)
         .join(agent_sessions, _OF_SESSION)
@@ -235,11 +253,11 @@ def list_cancels(connection: sa.Connection, replica: str, after: str, limit: int
             commands.c.settled_at.is_(None),
             commands.c.state != int(State.PENDING),
             commands.c.cancel_asked_at.is_not(None),
-            commands.c.id > after,
+            _after(after),
             agent_sessions.c.replica == replica,
             agent_sessions.c.connected,
         )
-        .order_by(commands.c.id)
+        .order_by(*_IN_ORDER)
         .limit(limit)
     ).all()
 

@@ -39,6 +39,13 @@ async def take(call: Any, count: int) -> list[int]:
     return found
 
 
+async def begin(call: Any) -> Any:
+    """The tail, when it has said where it begins."""
+    answer = await call.read()
+    assert list(answer.events) == []
+    return call
+
+
 async def test_a_tail_gives_what_is_there_and_what_comes_once_and_in_order(log: AuditLogServer) -> None:
     before = await log.record(*(event() for _ in range(1_200)))
     call = tail(log, TASK, from_index=0)
@@ -54,7 +61,7 @@ async def test_a_tail_resumes_without_gap_or_repeat(log: AuditLogServer) -> None
     indexes = await log.record(*(event() for _ in range(20)))
     position, found = indexes[0], []
     for _ in range(4):
-        call = tail(log, TASK, from_index=position)
+        call = await begin(tail(log, TASK, from_index=position))
         answer = await call.read()
         found += [event.index for event in answer.events]
         position = answer.next_index
@@ -67,15 +74,15 @@ async def test_a_tail_resumes_without_gap_or_repeat(log: AuditLogServer) -> None
 async def test_a_tail_begins_with_what_comes(log: AuditLogServer) -> None:
     before = await log.record(event())
     call = tail(log, TASK)
-    answer = asyncio.create_task(call.read())
-    while not answer.done():
-        await log.record(event())
-    assert answer.result().events[0].index > before[0]
+    first = await call.read()
+    assert (list(first.events), first.next_index > before[0]) == ([], True)
+    (index,) = await log.record(event())
+    assert await take(call, 1) == [index]
     call.cancel()
 
 
 async def test_a_tail_is_of_the_callers_organization_and_filtered(log: AuditLogServer) -> None:
-    call = tail(log, TASK, match("OUTCOME", "FAILURE"), from_index=0)
+    call = await begin(tail(log, TASK, match("OUTCOME", "FAILURE"), from_index=0))
     await log.record(event(organization="globex", outcome=Outcome.FAILURE), event())
     (index,) = await log.record(event(outcome=Outcome.FAILURE))
     answer = await call.read()
@@ -86,7 +93,7 @@ async def test_a_tail_is_of_the_callers_organization_and_filtered(log: AuditLogS
 
 async def test_a_silent_tail_says_how_far_it_is(log: AuditLogServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_log, "SILENCE_MAX", 30)
-    call = tail(log, match("ACTION", "nothing.happens"), from_index=0)
+    call = await begin(tail(log, match("ACTION", "nothing.happens"), from_index=0))
     indexes = await log.record(*(event() for _ in range(40)))
     answer = await call.read()
     assert list(answer.events) == []
@@ -122,7 +129,7 @@ async def test_a_cancelled_tail_ends_and_is_recorded(log: AuditLogServer) -> Non
     await log.record(event())
     await take(call, 1)
     call.cancel()
-    watch = tail(log, match("ACTION", "audit.tail"), match("OUTCOME", "CANCELLED"), from_index=0)
+    watch = await begin(tail(log, match("ACTION", "audit.tail"), match("OUTCOME", "CANCELLED"), from_index=0))
     (ended,) = (await watch.read()).events
     assert ended.code == grpc.StatusCode.CANCELLED.value[0]
     watch.cancel()

@@ -11,14 +11,16 @@ import sqlalchemy as sa
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
+from lading_server import arrears, errors, waiters
 from lading_server import dispatch as dispatch_module
-from lading_server import errors, waiters
 from lading_server.commands import State
+from lading_server.ends import record_end, record_withdrawal
 from lading_server.event import Outcome, Stage
 from lading_server.ledger import ledger as ledger_module
+from lading_server.sessions import WINDOW
 from lading_server.settings import Settings
 from lading_server.store import commands as commands_store
-from tests.integration.server.commands import ask, refused
+from tests.integration.server.commands import ask, gone, refused, start, state_of
 from tests.integration.server.fake_agent import FakeAgent, connected
 from tests.integration.server.ledgers import busy, locked, on_commit
 from tests.integration.server.running import Running, info, running
@@ -104,6 +106,123 @@ async def test_command_that_was_recorded_after_its_caller_was_told_it_was_not_is
     end = await server.event(action="container.start", stage=Stage.COMPLETED, outcome=Outcome.CANCELLED)
     assert server.rows(f"SELECT state FROM commands WHERE id = '{end.operation}'") == [(State.CANCELLED,)]
     await agent.sync()
+
+
+@pytest.mark.parametrize("how", ["waits", "is silent", "is another session's"])
+async def test_withdrawal_that_fails_is_made_good_and_nothing_is_sent_before(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    dispatcher = server.server._agent_link._dispatcher
+    failing, failed = threading.Event(), threading.Event()
+    failing.set()
+
+    def fail(*args: Any) -> Any:
+        if failing.is_set():
+            failed.set()
+            raise errors.LedgerUnavailable
+        return record_withdrawal(*args)
+
+    monkeypatch.setattr(dispatch_module, "record_withdrawal", fail)
+    monkeypatch.setattr(arrears, "RETRY_SECONDS", 0.01)
+    if how == "waits":
+        await agent.leave()
+    hang = Hang(server, monkeypatch, "insert")
+    assert (await refused(ask(server, detach=True))).code() is StatusCode.UNAVAILABLE
+    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    hang.leave.set()
+    assert await asyncio.to_thread(failed.wait, 20)
+    if how == "is silent":
+        monkeypatch.setattr(dispatch_module, "RESEND_MICROSECONDS", 0)
+        await dispatcher._sweep()
+        monkeypatch.setattr(dispatch_module, "RESEND_MICROSECONDS", 3600 * 1_000_000)
+    else:
+        if how != "waits":
+            await gone(server, agent)
+        await agent.connect()
+        async with asyncio.timeout(20):
+            while len(dispatcher._withdrawals._due) < 2:  # noqa: ASYNC110 - it was about to be sent
+                await asyncio.sleep(0.01)
+    await agent.sync()
+    failing.clear()
+    end = await server.event(action="container.start", stage=Stage.COMPLETED, outcome=Outcome.CANCELLED)
+    assert end.error == "its caller was told UNAVAILABLE"
+    assert state_of(server, end.operation) is State.CANCELLED
+    call = ask(server)
+    await agent.finish(await agent.dispatched())
+    assert (await call).state == State.SUCCEEDED
+    (session,) = server.server._agent_link._sessions.all()
+    assert session.credit == WINDOW
+
+
+async def test_server_that_stops_leaves_a_withdrawal_that_fails(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise errors.LedgerUnavailable
+
+    monkeypatch.setattr(dispatch_module, "record_withdrawal", fail)
+    async with running(settings) as server, connected(server):
+        hang = Hang(server, monkeypatch, "insert")
+        assert (await refused(ask(server))).code() is StatusCode.UNAVAILABLE
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+        hang.leave.set()
+        await server.event(action="container.start", stage=Stage.RECEIVED)
+    (command,) = server.events(action="container.start", stage=Stage.RECEIVED)
+    assert state_of(server, command.operation) is State.DISPATCHED
+
+
+async def test_command_that_was_withdrawn_too_late_is_cancelled_where_it_is(server: Running, agent: FakeAgent) -> None:
+    """Another process took it meanwhile, so it is in its agent's hands."""
+    command = await start(server)
+    await agent.dispatched()
+    ledger, reader = server.server._ledger, server.server._reader
+    row = await reader.read(commands_store.get, "acme", command)
+    assert row is not None
+    server.write("UPDATE commands SET epoch = epoch + 1")
+    assert await ledger.commit(("acme",), lambda transaction: record_withdrawal(transaction, row)) is None
+    assert (await agent.take("cancel")).command == command
+    assert state_of(server, command) is State.DISPATCHED
+
+
+async def test_command_that_cannot_be_settled_holds_up_no_other(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in its page of the sweep nor in those that follow."""
+    await agent.leave()
+    monkeypatch.setattr(dispatch_module, "SWEEP_MAX", 1)
+    bad, *others = [await start(server) for _ in range(5)]
+
+    def fail(transaction: Any, organization: str, command: str, *args: Any, **more: Any) -> Any:
+        if command == bad:
+            raise errors.Error
+        return record_end(transaction, organization, command, *args, **more)
+
+    monkeypatch.setattr(dispatch_module, "record_end", fail)
+    server.write("UPDATE commands SET deliver_by = 1")
+    for command in others:
+        await server.event(operation=command, outcome=Outcome.DEADLINE)
+    assert state_of(server, bad) is State.PENDING
+    monkeypatch.setattr(dispatch_module, "record_end", record_end)
+    await server.event(operation=bad, outcome=Outcome.DEADLINE)
+
+
+async def test_agents_with_full_windows_do_not_hide_one_for_which_work_waits(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when their commands came by another process, which wakes nobody here."""
+    monkeypatch.setattr(dispatch_module, "SWEEP_MAX", 1)
+    async with connected(server, "dock-0"):
+        full = server.server._agent_link._sessions.get("acme", "dock-0")
+        assert full is not None
+        full.credit = 0
+        await start(server, name="agents/dock-0/containers/web")
+        monkeypatch.setattr(dispatch_module.Dispatcher, "_hand_over", lambda *_, **__: False)
+        session = server.server._agent_link._sessions.get("acme", "dock-1")
+        assert session is not None
+        session.queued += 1  # so that it is not sent at once
+        command = await start(server)
+        session.queued -= 1
+        assert await agent.dispatched() == command
 
 
 async def test_command_that_goes_on_is_not_withdrawn_by_a_repetition_that_came_too_late(

@@ -221,7 +221,7 @@ async def test_lease_of_an_older_session_marks_nothing_of_the_newer_one(
     command = await start(server)
     await agent.dispatched()
     dispatcher = server.server._agent_link._dispatcher
-    lost = await dispatcher._reader.read(commands_store.list_lost, 2**62, 10)
+    lost = await dispatcher._reader.read(commands_store.list_lost, 2**62, commands_store.FIRST, 10)
     assert [row.id for row in lost] == [command]
     await gone(server, agent)
     await agent.connect(held=[held(command)])

@@ -12,6 +12,7 @@ from lading.v1 import agent_link_pb2, agents_pb2, commands_pb2, containers_pb2
 from lading_server import dispatch as dispatch_module
 from lading_server.commands import State
 from lading_server.event import Outcome, Stage
+from lading_server.ledger import ledger as ledger_module
 from lading_server.services import agent_link as agent_link_module
 from lading_server.services import containers
 from lading_server.sessions import Session
@@ -37,6 +38,28 @@ async def server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 async def agent(server: Running) -> AsyncIterator[FakeAgent]:
     async with connected(server) as made:
         yield made
+
+
+async def test_busy_server_receipts_by_the_ack_of_its_next_frame_what_comes_from_agents_that_know_it(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "BUSY_FROM", 0)
+    call = ask(server)
+    await agent.finish(await agent.dispatched())  # this one knows nothing of it
+    await call
+    agent.vanish()
+    await agent.connect(capabilities=["ack-receipts"])
+    call = ask(server)
+    first = await agent.dispatched()
+    await agent.send(result=result_of(first))
+    told = agent.seq
+    await call
+    call = ask(server)
+    second = await agent.dispatched()  # and no receipt before it
+    assert agent.last.ack == told
+    assert stages(server, first)[-1] == DONE[-1]
+    await agent.send(result=result_of(second))
+    await call
 
 
 async def test_intent_is_committed_before_the_bytes_reach_the_agent(server: Running, agent: FakeAgent) -> None:

@@ -90,6 +90,7 @@ async def test_lists_tails_and_exports_say_what_was_erased(log: AuditLogServer) 
     task = match("ACTION", "task.update")
     wanted = pb.EventFilter(matches=[task])
     tail = log.stub.TailEvents(pb.TailEventsRequest(filter=wanted, from_index=0), metadata=log.metadata(), timeout=20)
+    await tail.read()  # where it begins
     tailed = (await tail.read()).events
     tail.cancel()
     export = log.stub.ExportEvents(pb.ExportEventsRequest(filter=wanted), metadata=log.metadata(), timeout=20)

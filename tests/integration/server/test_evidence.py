@@ -24,7 +24,7 @@ from tests.integration.server.fake_agent import FakeAgent, connected, held, resu
 from tests.integration.server.running import Running, bearer, running, sign
 
 SUCCEEDED, FAILED = commands_pb2.COMMAND_STATE_SUCCEEDED, commands_pb2.COMMAND_STATE_FAILED
-CANCELLED = commands_pb2.COMMAND_STATE_CANCELLED
+CANCELLED, UNKNOWN = commands_pb2.COMMAND_STATE_CANCELLED, commands_pb2.COMMAND_STATE_UNKNOWN
 
 
 @pytest.fixture
@@ -252,6 +252,43 @@ async def test_agent_that_says_otherwise_later_changes_nothing_and_is_recorded_o
             "settled_as": "FAILED",
             "agrees": False,
         }
+
+
+@pytest.mark.parametrize("by", ["result", "hello"])
+async def test_agent_that_cannot_say_either_is_recorded_once(server: Running, by: str) -> None:
+    signer, said = Signer(), {"state": UNKNOWN, "code": 2, "error": "no trace of it", "evidence": "inspected"}
+    async with connected(server) as agent:
+        command = await unknown(server, agent)
+        await gone(server, agent)
+        await agent.connect(journal="journal-2", **signer.hello)
+        before = stages(server, command)
+        for _ in range(2):
+            result = signer.result(command, **said)
+            if by == "result":
+                await agent.send(result=result)
+            else:
+                await gone(server, agent)
+                told = agent_link_pb2.HeldCommand(command=command, result=result)
+                await agent.connect(held=[told], journal="journal-2", **signer.hello)
+            await agent.receipt(command)
+        assert (stages(server, command), state_of(server, command)) == (before, State.UNKNOWN)
+        (event,) = server.events(action="command.evidence")
+        assert (event.parent, event.actor, event.target) == (command, "dock-1", command)
+        assert event.details["data"] == {**said, "state": "UNKNOWN"}
+        assert event.details["agent_signature"]["signed"]["state"] == "UNKNOWN"
+        await agent.send(result=signer.result(command))
+        await agent.receipt(command)
+        assert state_of(server, command) is State.SUCCEEDED
+
+
+async def test_agent_that_says_unknown_again_is_no_news(server: Running) -> None:
+    async with connected(server) as agent:
+        command = await start(server)
+        await agent.dispatched()
+        for _ in range(2):
+            await agent.finish(command, state=UNKNOWN, code=2, error="no trace of it", evidence="inspected")
+        assert state_of(server, command) is State.UNKNOWN
+        assert server.events(action="command.evidence") == []
 
 
 async def test_late_result_of_a_command_that_its_agent_settled_is_no_news(server: Running) -> None:

@@ -13,7 +13,7 @@ import pytest
 from lading.v1 import access_pb2, agent_link_pb2, commands_pb2, rollouts_pb2, rollouts_pb2_grpc
 from lading_server import conductor as conductor_module
 from lading_server import dispatch as dispatch_module
-from lading_server import paging
+from lading_server import errors, paging
 from lading_server.event import Outcome, Stage
 from lading_server.ledger import ledger as ledger_module
 from lading_server.rollouts import RolloutState
@@ -333,6 +333,42 @@ async def test_unknown_that_turns_out_well_leaves_no_larger_budget(fleet: Fleet)
     paused = await fleet.until(rollout, is_in(RolloutState.PAUSED))
     assert paused.state_reason == "1 failed, 0 were allowed"
     assert (paused.targets_succeeded, paused.targets_unknown, paused.targets_waiting) == (1, 0, 3)
+
+
+async def test_paused_rollout_says_why_as_it_is_by_now(fleet: Fleet) -> None:
+    rollout = await fleet.create(waves=["1", "100%"])
+    first = await fleet.take(1)
+    await fleet.settle(*first.values(), state=commands_pb2.COMMAND_STATE_UNKNOWN, evidence="none")
+    paused = await fleet.until(rollout, is_in(RolloutState.PAUSED))
+    assert paused.state_reason == "1 failed or were unknown, 0 were allowed"
+    await fleet.settle(*first.values())
+    found = await fleet.until(rollout, lambda one: bool(one.targets_succeeded == 1))
+    assert found.state == RolloutState.PAUSED, "a person saw it stop, and a person lets it go on"
+    assert found.state_reason == "more than 0 had failed or were unknown, by now 0: resume it to go on"
+    await fleet.call("ResumeRollout", rollouts_pb2.ResumeRolloutRequest(name=rollout.name))
+    await fleet.settle(*(await fleet.take(5)).values())
+    assert (await fleet.until(rollout, is_in(RolloutState.SUCCEEDED))).state_reason == ""
+
+
+async def test_command_that_cannot_be_cancelled_leaves_no_other_to_run(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conductor_module, "RETRY_SECONDS", 0.01)
+    await fleet.agent.leave()
+    rollout = await fleet.create()
+    await fleet.until(rollout, lambda found: bool(found.targets_in_flight == 6))
+    cancel, failures = dispatch_module.Dispatcher.cancel, iter([errors.Error, errors.LedgerUnavailable])
+
+    async def fail(*args: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return await cancel(*args)
+
+    monkeypatch.setattr(dispatch_module.Dispatcher, "cancel", fail)
+    await fleet.call("StopRollout", rollouts_pb2.StopRolloutRequest(name=rollout.name, reason="wrong"))
+    await fleet.until(rollout, is_in(RolloutState.STOPPED))
+    await fleet.server.until(lambda: len(fleet.server.events(outcome=Outcome.CANCELLED, stage=Stage.COMPLETED)) == 6)
+    assert (await fleet.get(rollout)).targets_failed == 5
 
 
 async def test_breach_that_stops_cancels_what_no_agent_has(fleet: Fleet) -> None:
