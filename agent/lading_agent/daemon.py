@@ -10,6 +10,7 @@ import uuid
 from lading_agent.backoff import Backoff
 from lading_agent.bulk import Bulk
 from lading_agent.journal import Journal
+from lading_agent.link import Line
 from lading_agent.runtimes import Runtime
 from lading_agent.session import LAST_WORDS_WITHIN, Ending, Progress, Session
 from lading_agent.settings import Settings
@@ -32,6 +33,7 @@ class Daemon:
         self._runtime = runtime
         self._journal = Journal(settings.data)
         self._witness = Witness(settings.organization, settings.name, self._journal)
+        self._line = Line(settings)
         self._bulk = Bulk(settings, runtime)
         self._worker = Worker(self._witness, runtime, self._journal, carriers=self._bulk)
         self._backoff = Backoff()
@@ -63,6 +65,7 @@ class Daemon:
             while not self._stopping.is_set():
                 await self._connect()
         finally:
+            await self._line.close()
             await self._bulk.close()
             await self._worker.close()
             await self._runtime.close()
@@ -79,6 +82,7 @@ class Daemon:
             self._worker,
             self._runtime,
             self._bulk,
+            self._line,
             self._progress,
         )
         began = time.monotonic()

@@ -79,6 +79,12 @@ class CannotRun(RuntimeFailure):
         self.exit_code = exit_code
 
 
+class Unreadable(RuntimeFailure):
+    """The runtime says what this agent cannot read; nothing was done."""
+
+    code = StatusCode.INTERNAL
+
+
 class Unchanged(RuntimeFailure):
     """It is in that state already."""
 

@@ -81,6 +81,8 @@ def _weigh_create(command: str, now: Container | None, actions: frozenset[str]) 
 
 def _weigh_remove(before: Container, now: Container | None, actions: frozenset[str]) -> Verdict:
     if now is not None and now.id == before.id:
+        if now.state == "removing":
+            return _unknown(f"container {now.id[:12]} is being removed")
         return _failed(f"container {now.id[:12]} is still there")
     if actions & REMOVED:
         return _succeeded("the container is gone, and the runtime reported its removal")

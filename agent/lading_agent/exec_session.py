@@ -27,13 +27,19 @@ from lading_agent.runtimes import Program, Runtime
 log = logging.getLogger(__name__)
 
 ATTACH_WITHIN = 15.0
-# A program that was hung up because its time was over gets so long to end.
-HANG_UP_WITHIN = 8.0
+# A program that was hung up because its time was over gets so long to end by itself; then what can be ended is.
+HANG_UP_WITHIN = 1.5
+END_WITHIN = 0.5
+# So long is looked for a program that is not seen to have begun. A runtime that this life of the agent asked for it may
+# be slower than that.
+BEGIN_WITHIN = 0.5
 LOOK_AGAIN_AFTER = 0.05
 LOOK_AGAIN_AFTER_MAX = 5.0
-# A runtime that does not answer is asked for so long, each time for some seconds.
+# A runtime that does not answer is asked for so long, each time for some seconds; less when its time is over.
 PATIENCE = 60.0
 LOOK_WITHIN = 5.0
+LAST_LOOK_WITHIN = 0.7
+ANSWER_WITHIN = 0.2
 RECORD_BYTES_MAX = 32 * 1024
 
 
@@ -52,9 +58,11 @@ class ExecSession:
         self._command, self._spec = envelope.command, envelope.arguments.exec
         # What it was given in all; some of it is over when it begins.
         self._within = envelope.execute_within.ToTimedelta().total_seconds()
+        self._over_at: float | None = None
         self._program: Program | None = None
         self._why = ""
         self._hanging_up: asyncio.Task[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
         self.handle = ""
         self._input_bytes = self._output_bytes = 0
         self._digest = hashlib.sha256()
@@ -69,55 +77,63 @@ class ExecSession:
 
     async def run(self, before: Container, limit: float | None) -> tuple[Verdict, str]:
         """The verdict, and what went wrong. `limit` in seconds. The journal has its begin already."""
+        self._over_at = None if limit is None else time.monotonic() + limit
         carrier = self._carriers.carry(self._command)
         try:
-            return await self._run(carrier, before, limit)
+            return await self._run(carrier, before)
         except CannotRun as error:
-            self._sum_up(error.exit_code)
+            self.summary = self._summary(error.exit_code)
             return Verdict(COMMAND_STATE_FAILED, error.code, "executed"), str(error)
         except (Cancelled, NobodyReads) as error:
             return Verdict(COMMAND_STATE_CANCELLED, StatusCode.CANCELLED, "executed"), str(error)
         except InDoubt as error:
-            return await self.investigate(self.handle, limit, str(error))
+            return await self._look_on(str(error))
         except TimeoutError:
-            return await self.investigate(self.handle, 0.0, f"it did not begin within {self._within:g} s")
+            return await self._look_last(f"it did not begin within {self._within:g} s")
         except AgentError as error:
             if self._program is not None:
-                return await self.investigate(self.handle, limit, str(error))
+                return await self._look_on(str(error))
             return Verdict(COMMAND_STATE_FAILED, error.code, "executed"), str(error)
         finally:
-            if self._program is not None:
-                await self._program.close()
+            if self._program is not None and self._closing is None:
+                await self._let_go(self._program)
             if not carrier.ended:
                 await carrier.end()
 
-    async def _run(self, carrier: Carrier, before: Container, limit: float | None) -> tuple[Verdict, str]:
-        try:
-            await carrier.attached(ATTACH_WITHIN)
-        except NobodyReads as error:
-            raise Cancelled(f"its caller had gone before it began: {error}; nothing was done") from None
-        self._check_wanted()
-        began = time.monotonic()
-        async with asyncio.timeout(limit):
-            self.handle = await self._runtime.prepare_program(before.id, self._spec, self._command)
-            # A crash before this line has run nothing; one after it finds the program by this.
-            await self._journal.keep_handle(self._command, self.handle)
+    def _left(self) -> float | None:
+        return None if self._over_at is None else self._over_at - time.monotonic()
+
+    async def _run(self, carrier: Carrier, before: Container) -> tuple[Verdict, str]:
+        async with asyncio.timeout(self._left()):
+            try:
+                await carrier.attached(ATTACH_WITHIN)
+            except NobodyReads as error:
+                raise Cancelled(f"its caller had gone before it began: {error}; nothing was done") from None
             self._check_wanted()
-            self._program = await self._runtime.start_program(before.id, self.handle, self._spec)
-        feeding = asyncio.create_task(self._feed(carrier, self._program))
+            handle = await self._runtime.prepare_program(before.id, self._spec, self._command)
+            # A crash before this line has run nothing; one after it finds the program by this.
+            await self._journal.keep_handle(self._command, handle)
+            self._check_wanted()
+            self.handle = handle
+            self._program = await self._runtime.start_program(before.id, handle, self._spec)
+        feeding, code = asyncio.create_task(self._feed(carrier, self._program)), None
         try:
-            async with asyncio.timeout(limit - (time.monotonic() - began) if limit is not None else None):
-                code = await self._follow(carrier, self._program)
-        except TimeoutError:
-            return await self._overrun(self._program, carrier)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._left()):
+                    code = await self._follow(carrier, self._program)
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
-        self._sum_up(code)
+        if code is None:
+            return await self._overrun(self._program, carrier)
+        self.summary = self._summary(code)
         if self._why:
-            words = f"{self._why}; the program was told, and ended with {code}"
-            return Verdict(COMMAND_STATE_CANCELLED, StatusCode.CANCELLED, "executed"), words
+            return self._told(code)
         return Verdict(COMMAND_STATE_SUCCEEDED, StatusCode.OK, "executed"), ""
+
+    def _told(self, code: int) -> tuple[Verdict, str]:
+        words = f"{self._why}; the program was told, and ended with {code}"
+        return Verdict(COMMAND_STATE_CANCELLED, StatusCode.CANCELLED, "executed"), words
 
     def _check_wanted(self) -> None:
         if self._why:
@@ -158,21 +174,54 @@ class ExecSession:
             await program.end_input()
 
     async def _overrun(self, program: Program, carrier: Carrier) -> tuple[Verdict, str]:
-        """Its time is over: it is hung up, and how that went is said."""
-        words = f"not done within {self._within:g} s"
-        await program.hang_up()
-        with contextlib.suppress(TimeoutError, AgentError):
-            async with asyncio.timeout(HANG_UP_WITHIN):
-                code = await self._follow(carrier, program)
-                self._sum_up(code)
-                failed = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, "executed")
-                return failed, f"{words}; it was hung up, and ended with {code}"
-        self._sum_up(None)
-        failed = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, "it still ran when it was left alone")
-        return failed, f"{words}; it was hung up, and still runs"
+        """Its time is over: it is hung up, and ended where the runtime can; how that went is said."""
+        words = f"not done within {self._within:g} s; it was hung up"
+        code = None
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HANG_UP_WITHIN):
+                    await program.hang_up()
+                    code = await self._follow(carrier, program)
+            if code is None:
+                async with asyncio.timeout(END_WITHIN):
+                    await self._let_go(program)
+                    code = await program.end()
+        except CannotRun:
+            raise
+        except (AgentError, TimeoutError):
+            return await self._look_last(words)
+        return self._ended_late(words, code)
 
-    def _sum_up(self, code: int | None) -> None:
-        self.summary = ExecSummary(
+    def _ended_late(self, words: str, code: int) -> tuple[Verdict, str]:
+        self.summary = self._summary(code)
+        failed = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, "executed")
+        return failed, f"{words}, and ended with {code}"
+
+    async def _let_go(self, program: Program) -> None:
+        """Close it; what takes longer goes on by itself, for somebody waits for the answer."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(program.close())
+        await asyncio.wait([self._closing], timeout=END_WITHIN)
+
+    async def _look_on(self, why: str) -> tuple[Verdict, str]:
+        """The verdict when the runtime broke off while it began or ran."""
+        verdict, error = await self.investigate(self.handle, self._left(), why)
+        if verdict.state == COMMAND_STATE_SUCCEEDED and self._why and self._program and self.summary:
+            return self._told(self.summary.exit_code)
+        return verdict, error
+
+    async def _look_last(self, why: str) -> tuple[Verdict, str]:
+        """The verdict when its time is over: nobody waits for a runtime that is slow."""
+        if not self.handle:
+            return Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, "executed"), f"{why}; nothing was done"
+        verdict, error = await self.investigate(self.handle, 0.0, why, LAST_LOOK_WITHIN)
+        if verdict.state == COMMAND_STATE_SUCCEEDED and self._program and self.summary:
+            # It was hung up because its time was over.
+            return self._ended_late(why, self.summary.exit_code)
+        return verdict, error
+
+    def _summary(self, code: int | None) -> ExecSummary:
+        return ExecSummary(
             exit_code=code or 0,
             still_runs=code is None,
             input_bytes=self._input_bytes,
@@ -181,32 +230,40 @@ class ExecSession:
             output_head=bytes(self._head),
         )
 
-    async def investigate(self, handle: str, limit: float | None, why: str) -> tuple[Verdict, str]:
+    async def investigate(
+        self, handle: str, limit: float | None, why: str, patience: float | None = None
+    ) -> tuple[Verdict, str]:
         """The verdict by evidence: look for the program until it has ended, at most for `limit` seconds; it is never
-        run again, and nobody reads what it writes."""
+        run again, and nobody reads what it writes. `patience`: how long a runtime is asked that does not answer."""
         if not handle:
             return Verdict(COMMAND_STATE_FAILED, StatusCode.ABORTED, "it had not begun"), f"{why}; nothing was done"
         began, pause = time.monotonic(), LOOK_AGAIN_AFTER
+        patience = PATIENCE if patience is None else patience
         while True:
+            left = began + patience - time.monotonic()
             try:
-                async with asyncio.timeout(LOOK_WITHIN):
+                async with asyncio.timeout(min(LOOK_WITHIN, max(left, ANSWER_WITHIN))):
                     trace = await self._runtime.trace_program(handle)
             except (RuntimeFailure, InDoubt, TimeoutError) as error:
-                if time.monotonic() - began > PATIENCE:
-                    words = str(error) or f"the runtime did not answer within {LOOK_WITHIN:g} s"
+                if time.monotonic() - began >= patience:
+                    words = str(error) or f"the runtime did not answer within {min(LOOK_WITHIN, patience):g} s"
                     return _verdict(COMMAND_STATE_UNKNOWN, StatusCode.UNAVAILABLE, words, why)
             else:
-                if not trace.running:
+                seconds = time.monotonic() - began
+                if not trace.running and (trace.began is not False or seconds >= BEGIN_WITHIN):
                     break
-                if limit is not None and time.monotonic() - began > limit:
+                if trace.running and limit is not None and seconds > limit:
+                    # What it wrote was seen by the life of the agent that follows it.
+                    self.summary = self._summary(None) if self._program is not None else ExecSummary(still_runs=True)
                     return _verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, trace.words, why)
             await asyncio.sleep(pause)
             pause = min(LOOK_AGAIN_AFTER_MAX, pause * 2)
-        if trace.began is False:
+        if trace.began is False and not self.handle:
             return _verdict(COMMAND_STATE_FAILED, StatusCode.ABORTED, trace.words, why)
-        if trace.code is None:
+        # A runtime that this life asked to begin it may do so later, slow as it is.
+        if trace.began is False or trace.code is None:
             return _verdict(COMMAND_STATE_UNKNOWN, StatusCode.UNKNOWN, trace.words, why)
-        self.summary = ExecSummary(exit_code=trace.code)
+        self.summary = self._summary(trace.code) if self._program is not None else ExecSummary(exit_code=trace.code)
         return Verdict(COMMAND_STATE_SUCCEEDED, StatusCode.OK, f"{trace.words} with {trace.code}; {why}"), ""
 
 

@@ -8,7 +8,7 @@ from grpc import StatusCode
 from lading.v1.agent_link_pb2 import Envelope
 from lading.v1.commands_pb2 import COMMAND_STATE_SUCCEEDED, COMMAND_STATE_UNKNOWN, VERB_PULL, VERB_RESTART, VERB_STOP
 from lading.v1.containers_pb2 import Container
-from lading_agent.errors import RuntimeFailure
+from lading_agent.errors import InDoubt, RuntimeFailure
 from lading_agent.evidence import Verdict, weigh
 from lading_agent.runtimes import Runtime, find
 from lading_agent.verbs import grace_of
@@ -26,6 +26,11 @@ class Inquiry:
         self._settle_within = settle_within
         self._patience = patience
 
+    def bound(self, envelope: Envelope) -> float:
+        """Seconds that a runtime which works at it may take until its effect shows."""
+        grace = grace_of(envelope) if envelope.verb in (VERB_STOP, VERB_RESTART) else 0.0
+        return self._settle_within + grace
+
     async def settle(self, envelope: Envelope, before: Container | None, since_ns: int) -> Verdict:
         """Look until the effect shows or its time is over; `since_ns`: when the command began."""
         give_up_at = time.monotonic() + self._patience
@@ -37,8 +42,7 @@ class Inquiry:
                 return verdict
             if verdict.code != StatusCode.UNAVAILABLE and not answered:
                 answered = True
-                grace = grace_of(envelope) if envelope.verb in (VERB_STOP, VERB_RESTART) else 0.0
-                give_up_at = time.monotonic() + self._settle_within + grace
+                give_up_at = time.monotonic() + self.bound(envelope)
             if time.monotonic() >= give_up_at:
                 return verdict
             await asyncio.sleep(pause)
@@ -51,6 +55,6 @@ class Inquiry:
             async with asyncio.timeout(LOOK_WITHIN):
                 actions = frozenset(event.action for event in await self._runtime.history(name, since_ns))
                 return weigh(envelope, before, await find(self._runtime, name) if name else None, actions)
-        except (RuntimeFailure, TimeoutError) as error:
+        except (RuntimeFailure, InDoubt, TimeoutError) as error:
             words = str(error) or f"the runtime did not answer within {LOOK_WITHIN:g} s"
             return Verdict(COMMAND_STATE_UNKNOWN, StatusCode.UNAVAILABLE, words)

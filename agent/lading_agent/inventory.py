@@ -1,6 +1,7 @@
 """Reports what containers there are: all of them at first, then what changes, as the runtime tells it."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -8,7 +9,8 @@ from contextlib import aclosing
 
 from lading.v1.agent_link_pb2 import ConnectRequest
 from lading.v1.agent_link_pb2 import Inventory as Report
-from lading_agent.errors import AgentError
+from lading.v1.containers_pb2 import Container
+from lading_agent.errors import AgentError, Unreadable
 from lading_agent.runtimes import Runtime, RuntimeEvent, find
 
 log = logging.getLogger(__name__)
@@ -84,8 +86,11 @@ class Inventory:
 
     async def _report_touched(self) -> None:
         names, self._touched = self._touched, set()
+        found: dict[str, Container | None] = {}
         try:
-            found = {name: await find(self._runtime, name) for name in sorted(names)}
+            for name in sorted(names):
+                with contextlib.suppress(Unreadable):
+                    found[name] = await find(self._runtime, name)
         except AgentError:
             self._touched |= names
             raise

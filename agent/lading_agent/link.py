@@ -1,12 +1,16 @@
 """Channels to the server: TLS unless it is on this machine, and what keeps a broken one from looking alive."""
 
 import random
+from collections.abc import Coroutine
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 import grpc
 
 from lading_agent.errors import SettingsError
 from lading_agent.settings import Settings, ip_version
+
+Value = TypeVar("Value")
 
 # The server must allow pings at least twice as often.
 KEEPALIVE_MS = 20_000
@@ -40,6 +44,35 @@ def open_channel(settings: Settings) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(server, grpc.ssl_channel_credentials(certificates), options)
 
 
+class Line:
+    """The connection of the sessions; `async with` opens it, and closes it unless it is to be `kept` for the next one.
+
+    A server that sheds an agent gives it a turn, and on one address there may be several processes: only the one at
+    the other end knows of it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._channel: grpc.aio.Channel | None = None
+        self.kept = False
+
+    async def __aenter__(self) -> grpc.aio.Channel:
+        """Raises SettingsError as `open_channel` does."""
+        if self._channel is None:
+            self._channel = open_channel(self._settings)
+        self.kept = False
+        return self._channel
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self.kept:
+            await self.close()
+
+    async def close(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+
 def target(addresses: list[str]) -> str:
     """As grpc names these servers: it connects to the first that answers. Each time in another order, so that agents
     spread over those that are there."""
@@ -51,3 +84,27 @@ def target(addresses: list[str]) -> str:
 def identity(settings: Settings) -> tuple[tuple[str, str], ...]:
     """Metadata that says who calls; raises SettingsError when the token's file cannot be read any more."""
     return (("authorization", f"Bearer {settings.token()}"),)
+
+
+def watch_status(call: grpc.aio.Call) -> list[grpc.aio.AioRpcError]:
+    """The statuses that this call comes to have: the first is how it ended. When a frame is written just then, grpcio
+    has that failure ("Internal error from Core") take the place of what the server said."""
+    seen = []
+
+    def keep(call: grpc.aio.Call) -> None:
+        trailing = _now(call.trailing_metadata())
+        seen.append(grpc.aio.AioRpcError(_now(call.code()), grpc.aio.Metadata(), trailing, _now(call.details())))
+
+    call.add_done_callback(keep)
+    return seen
+
+
+def _now(asked: Coroutine[Any, Any, Value]) -> Value:
+    """The answer of what has nothing to wait for: a call that has ended knows its status."""
+    try:
+        asked.send(None)
+    except StopIteration as answered:
+        return answered.value  # type: ignore[no-any-return]
+    finally:
+        asked.close()
+    raise AssertionError("it waits")

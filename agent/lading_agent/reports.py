@@ -7,7 +7,7 @@ from collections.abc import Callable
 from grpc import StatusCode
 
 from lading.v1.agent_link_pb2 import ConnectRequest, ConnectResponse, Dispatch, Envelope, ExecSummary, Result
-from lading.v1.commands_pb2 import COMMAND_STATE_REJECTED, COMMAND_STATE_SUCCEEDED, CommandState
+from lading.v1.commands_pb2 import COMMAND_STATE_REJECTED, COMMAND_STATE_SUCCEEDED, VERB_EXEC, CommandState
 from lading.v1.containers_pb2 import Container
 from lading_agent.errors import AgentError, JournalError, LogRefused, Unproven
 from lading_agent.evidence import Verdict
@@ -22,6 +22,8 @@ EXECUTED = "executed"
 # What the server keeps of these; the signature is over what was sent.
 ERROR_LENGTH_MAX, EVIDENCE_LENGTH_MAX = 4096, 256
 LOOK_AFTER_WITHIN = 2.0
+# At an exec session whose time is over: its caller waits for the answer, and what it ran in is as it was.
+LATE_LOOK_AFTER_WITHIN = 0.3
 KEEP_AGAIN_AFTER = 1.0
 
 
@@ -52,7 +54,10 @@ class Reports:
         result.container_id = container_id
         if summary is not None:
             result.exec.CopyFrom(summary)
-        looking = asyncio.create_task(self._look_after(envelope))
+        late = envelope.HasField("execute_within") and seconds >= envelope.execute_within.ToTimedelta().total_seconds()
+        late = envelope.verb == VERB_EXEC and (late or verdict.code == StatusCode.DEADLINE_EXCEEDED)
+        look_within = LATE_LOOK_AFTER_WITHIN if late else LOOK_AFTER_WITHIN
+        looking = asyncio.create_task(self._look_after(envelope, look_within))
         try:
             if not container_id and (found := await looking) is not None:
                 result.container_id = found.id
@@ -104,12 +109,12 @@ class Reports:
                     log.info("%s: its end is journalled now", words(envelope))
                 return
 
-    async def _look_after(self, envelope: Envelope) -> Container | None:
-        """The container as it is now; asked while the journal writes, so that it costs no time."""
+    async def _look_after(self, envelope: Envelope, within: float) -> Container | None:
+        """The container as it is now, within seconds; asked while the journal writes, so that it costs no time."""
         if not envelope.container:
             return None
         try:
-            async with asyncio.timeout(LOOK_AFTER_WITHIN):
+            async with asyncio.timeout(within):
                 return await find(self._runtime, envelope.container)
         except (AgentError, TimeoutError):
             return None
@@ -131,3 +136,8 @@ def make_result(command: str, verdict: Verdict, error: str) -> Result:
     )
     result.agent_time.GetCurrentTime()
     return result
+
+
+def is_conflict(result: Result) -> bool:
+    """Whether it refuses other content under the id of a command that goes on: then it is not that command's end."""
+    return result.state == COMMAND_STATE_REJECTED and result.code == int(StatusCode.ALREADY_EXISTS.value[0])

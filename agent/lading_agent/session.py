@@ -35,7 +35,8 @@ from lading_agent.drifts import Drifts
 from lading_agent.errors import AgentError, JournalError, LogRefused, SessionBroken
 from lading_agent.inventory import Inventory
 from lading_agent.journal import Journal
-from lading_agent.link import identity, open_channel
+from lading_agent.link import Line, identity, watch_status
+from lading_agent.reports import is_conflict
 from lading_agent.runtimes import Runtime
 from lading_agent.settings import Settings
 from lading_agent.witness import Witness
@@ -48,8 +49,8 @@ HEARTBEAT_EVERY = 15.0
 DRAIN_WITHIN = 10.0
 LAST_WORDS_WITHIN = 5.0
 COSIGN_EVERY = 5.0
-CAPABILITIES = ("canary", "signed-results")
-CLONED = "AGENT_CLONED"
+CAPABILITIES = ("canary", "signed-results", "ack-receipts")
+CLONED, SHED = "AGENT_CLONED", "CONNECTS_SHED"
 
 CLONED_WORDS = (
     "two agents run as this one, and the server has shut both out. Find the other, which has a copy of this one's "
@@ -92,6 +93,7 @@ class Session:
         worker: Worker,
         runtime: Runtime,
         bulk: Bulk,
+        line: Line,
         before: Progress = Progress(),
     ) -> None:
         self._settings = settings
@@ -101,6 +103,7 @@ class Session:
         self._worker = worker
         self._runtime = runtime
         self._bulk = bulk
+        self._line = line
         self._inventory = Inventory(runtime, self.send)
         self._drifts = Drifts(runtime, journal, self.send)
         self._outbox: asyncio.Queue[ConnectRequest | None] = asyncio.Queue()
@@ -108,6 +111,8 @@ class Session:
         self._epoch = 0
         self._sent = 0
         self._processed = 0
+        # By command, the number of the frame that told its end.
+        self._told: dict[str, int] = {}
         self._grown = asyncio.Event()
         self._before = before
         self._drain: Drain | None = None
@@ -136,15 +141,19 @@ class Session:
         """From Hello to the end, which is never an exception unless cancelled."""
         # Before Hello is composed: a result that comes in between is said in both, never in neither.
         self._worker.send = self.send
+        statuses: list[grpc.aio.AioRpcError] = []
         try:
-            async with open_channel(self._settings) as channel:
+            async with self._line as channel:
                 self._call = call = AgentLinkStub(channel).Connect(metadata=identity(self._settings))
+                statuses = watch_status(call)
                 try:
                     await self._live(call)
                 finally:
                     call.cancel()
+                    info = read_detail(statuses[0], ErrorInfo) if statuses else None
+                    self._line.kept = info is not None and info.reason == SHED
         except grpc.aio.AioRpcError as error:
-            return self._ending(error)
+            return self._ending(next(iter(statuses), error))
         except LogRefused as error:
             hint = "this agent executes nothing for it; if its database was restored: `lading agent forget-log --help`"
             return Ending(f"{error}; {hint}", slow=True, lived=True)
@@ -239,6 +248,7 @@ class Session:
         if frame.seq != self._processed + 1:
             raise SessionBroken(f"frame {frame.seq} came after {self._processed}: some are lost, connecting anew")
         self._drifts.acknowledged(frame.ack)
+        self._receipt(*(command for command, seq in self._told.items() if seq <= frame.ack))
         kind = frame.WhichOneof("frame")
         if kind == "dispatch":
             await self._worker.receive(frame.dispatch)
@@ -249,7 +259,7 @@ class Session:
         elif kind == "cancel":
             self._worker.cancel(frame.cancel.command)
         elif kind == "result_receipt":
-            self._journal.receipt(frame.result_receipt.command)
+            self._receipt(frame.result_receipt.command)
         elif kind == "report_full":
             self._inventory.report_full()
         elif kind == "open_bulk":
@@ -262,6 +272,12 @@ class Session:
         if kind in ("dispatch", "growth") and self._witness.size > 0:
             self._grown.set()
         self._processed = frame.seq
+
+    def _receipt(self, *commands: str) -> None:
+        """Their ends are recorded: the server says so of each, or, when it has much to say, by its ack alone."""
+        for command in commands:
+            self._told.pop(command, None)
+            self._journal.receipt(command)
 
     async def _observe(self, growth: Growth) -> None:
         """Check what the server shows of the log, and keep it; raises LogRefused, with the evidence in the journal."""
@@ -327,6 +343,8 @@ class Session:
     async def _write(self, call: Call, frame: ConnectRequest) -> None:
         self._sent += 1
         frame.epoch, frame.seq, frame.ack = self._epoch, self._sent, self._processed
+        if frame.HasField("result") and not is_conflict(frame.result):
+            self._told[frame.result.command] = self._sent
         # A call that is over refuses to write; reading it says why it is.
         with contextlib.suppress(asyncio.InvalidStateError):
             await call.write(frame)

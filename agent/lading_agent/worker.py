@@ -1,10 +1,11 @@
 """Executes commands: in order for one container, side by side for several, each one at most once."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from grpc import StatusCode
 
@@ -83,14 +84,23 @@ class Worker:
 
     async def recover(self) -> None:
         """Settle what the last life of the agent left: never by executing it."""
+        # Each end looks at its container, and a runtime that hangs must not keep the agent from its server.
+        slots = asyncio.Semaphore(WINDOW)
+
+        async def give_up(envelope: Envelope) -> None:
+            # Its stage says that the runtime was not touched for it.
+            verdict = Verdict(COMMAND_STATE_CANCELLED, StatusCode.ABORTED, "journal")
+            async with slots:
+                await self._reports.settle(envelope, verdict, "the agent ended before it began; nothing was done")
+
+        unbegun = []
         for entry in await self._journal.unfinished():
             if entry.stage == "received":
-                # Its stage says that the runtime was not touched for it.
-                verdict = Verdict(COMMAND_STATE_CANCELLED, StatusCode.ABORTED, "journal")
-                await self._reports.settle(entry.envelope, verdict, "the agent ended before it began; nothing was done")
+                unbegun.append(entry.envelope)
             else:
                 start = Start(entry.before, (entry.executing_at or 0) * 1000)
                 self._queue(Job(entry.envelope, begun=entry, start=start))
+        await asyncio.gather(*map(give_up, unbegun))
 
     async def receive(self, dispatch: Dispatch) -> None:
         """Take a command: when this returns, it is journalled and acknowledged, or refused.
@@ -265,29 +275,42 @@ class Worker:
         )
 
     async def _execute(self, job: Job) -> tuple[Verdict, str]:
-        """The verdict, and what went wrong. Nothing touches the runtime before the journal has its start."""
-        envelope = job.envelope
-        limit = envelope.execute_within.ToTimedelta().total_seconds() if envelope.HasField("execute_within") else None
+        """The verdict, and what went wrong."""
         try:
-            async with asyncio.timeout(job.left):
-                job.check_wanted()
-                if job.start is None:
-                    await self._begin(job)
-                if envelope.verb != VERB_EXEC:
-                    await self._perform(job)
-                    return DONE, ""
-            return await self._converse(job)
+            return await self._conclude(job, self._act(job))
+        except TimeoutError:
+            return await self._overrun(job)
+        finally:
+            if job.task is not None and not job.task.done():
+                job.task.cancel()
+                await asyncio.wait([job.task])
+
+    async def _act(self, job: Job) -> tuple[Verdict, str]:
+        """Nothing touches the runtime before the journal has its start. Raises TimeoutError when its time is over."""
+        async with asyncio.timeout(job.left):
+            job.check_wanted()
+            if job.start is None:
+                await self._begin(job)
+            if job.envelope.verb != VERB_EXEC:
+                await self._perform(job)
+                return DONE, ""
+        return await self._converse(job)
+
+    async def _conclude(self, job: Job, acting: Awaitable[tuple[Verdict, str]]) -> tuple[Verdict, str]:
+        """The verdict on what this came to; raises TimeoutError."""
+        try:
+            return await acting
+        except TimeoutError:
+            raise
         except Cancelled as error:
             return Verdict(COMMAND_STATE_CANCELLED, error.code, EXECUTED), str(error)
         except (RuntimeFailure, JournalError) as error:
             return Verdict(COMMAND_STATE_FAILED, error.code, EXECUTED), str(error)
         except InDoubt as error:
-            log.warning("%s: %s; looking for evidence", words(envelope), error)
+            log.warning("%s: %s; looking for evidence", words(job.envelope), error)
             return await self._investigate(job, str(error))
-        except TimeoutError:
-            return await self._overrun(job, limit or 0.0)
         except Exception as error:
-            log.exception("%s: a fault of the agent", words(envelope))
+            log.exception("%s: a fault of the agent", words(job.envelope))
             if job.start is not None:
                 return await self._investigate(job, f"a fault of the agent: {error!r}")
             verdict = Verdict(COMMAND_STATE_FAILED, StatusCode.INTERNAL, EXECUTED)
@@ -330,32 +353,48 @@ class Worker:
         verdict = await self._inquiry.settle(job.envelope, job.before, job.start.at_ns)
         return verdict, "" if verdict.state == COMMAND_STATE_SUCCEEDED else f"{why}: {verdict.words}"
 
-    async def _overrun(self, job: Job, limit: float) -> tuple[Verdict, str]:
-        """Its time is over: done after all, as far as can be seen; UNKNOWN when what is seen decides nothing; or FAILED
-        with DEADLINE_EXCEEDED."""
-        if job.start is None:
-            verdict = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, EXECUTED)
-            return verdict, f"not begun within {limit:g} s; nothing was done"
-        verdict = await self._inquiry.look(job.envelope, job.before, job.start.at_ns)
+    async def _overrun(self, job: Job) -> tuple[Verdict, str]:
+        """Its time is over. FAILED with DEADLINE_EXCEEDED is said of what was not begun, or could be broken off; for
+        the rest the runtime has a while to answer, and what it does not decide then it may still do: UNKNOWN."""
+        envelope = job.envelope
+        limit = f"within {envelope.execute_within.ToTimedelta().total_seconds():g} s"
+        failed = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, EXECUTED)
+        if job.task is None:
+            return failed, f"not begun {limit}; nothing was done"
+        if envelope.verb in BREAKABLE:
+            job.task.cancel()
+            await asyncio.wait([job.task])
+            if job.task.cancelled():
+                return failed, f"not done {limit}; it was broken off"
+        assert job.start is not None, "it began"
+        verdict = await self._inquiry.look(envelope, job.before, job.start.at_ns)
+        if verdict.state != COMMAND_STATE_SUCCEEDED:
+            with contextlib.suppress(TimeoutError):
+                return await self._conclude(job, self._hear(job))
+            verdict = await self._inquiry.look(envelope, job.before, job.start.at_ns)
         if verdict.state == COMMAND_STATE_SUCCEEDED:
             return verdict, ""
-        if verdict.state == COMMAND_STATE_UNKNOWN and job.envelope.verb not in BREAKABLE:
-            return verdict, f"not done within {limit:g} s: {verdict.words}"
-        failed = Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, verdict.words)
-        return failed, f"not done within {limit:g} s, the runtime may still finish it: {verdict.words}"
+        code = StatusCode.UNAVAILABLE if verdict.code == StatusCode.UNAVAILABLE else StatusCode.UNKNOWN
+        unknown = Verdict(COMMAND_STATE_UNKNOWN, code, verdict.words)
+        return unknown, f"not done {limit}, and the runtime may still do it: {verdict.words}"
+
+    async def _hear(self, job: Job) -> tuple[Verdict, str]:
+        """The late answer; raises TimeoutError when it does not come."""
+        assert job.task is not None, "it began"
+        async with asyncio.timeout(self._inquiry.bound(job.envelope)):
+            job.made = await asyncio.shield(job.task)
+        return DONE, ""
 
     async def _perform(self, job: Job) -> None:
-        """What can be broken off runs in a task of its own: cancelling that must not cancel the lane."""
-        doing = perform(self._runtime, job.envelope, job.before)
-        if job.envelope.verb not in BREAKABLE:
-            job.made = await doing
-            return
-        job.task = asyncio.ensure_future(doing)
+        """In a task of its own: to cancel what can be broken off must not cancel the lane, and what cannot must not
+        be cut off when its time is over, while its answer may still come."""
+        if job.left is not None and job.left <= 0:
+            raise TimeoutError
+        job.task = asyncio.ensure_future(perform(self._runtime, job.envelope, job.before))
         try:
-            await asyncio.shield(job.task)
+            job.made = await asyncio.shield(job.task)
         except asyncio.CancelledError:
             if not job.task.cancelled():
-                job.task.cancel()
                 raise
             raise Cancelled("cancelled while it ran") from None
 

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +17,7 @@ from grpc import StatusCode
 
 from lading.v1.commands_pb2 import ContainerSpec, ExecSpec
 from lading.v1.containers_pb2 import Container
-from lading_agent.errors import RuntimeFailure, Unchanged
+from lading_agent.errors import RuntimeFailure, Unchanged, Unreadable
 from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Trace, docker_program
 from lading_agent.runtimes.docker_log import (
     Bookmark,
@@ -31,6 +33,8 @@ from lading_agent.runtimes.docker_log import (
 from lading_agent.runtimes.engine import Engine, json_lines
 from lading_agent.runtimes.podman_log import bytes_to_tail, raw_pieces, read_raw_position
 
+log = logging.getLogger(__name__)
+
 INSPECTIONS_AT_ONCE = 8
 SILENCE = 0.3
 # An engine that hangs must not keep the agent from its server.
@@ -42,6 +46,7 @@ ACTIONS = {"died": "die", "remove": "destroy"}
 SILENT = ("exec_", "attach", "detach", "top", "resize", "copy", "archive-path", "extract-to-dir", "export")
 # What an event says beside its action; the labels, which are there too, may hold anything.
 ATTRIBUTES = ("exitCode", "signal", "image", "oldName")
+EVENTS = "events"
 HAS_TAG_OR_DIGEST = re.compile(r"(:[^/]+|@[^/]+)$")
 
 
@@ -50,6 +55,8 @@ class DockerRuntime:
 
     def __init__(self, url: str) -> None:
         self._engine = Engine(url)
+        # Ids of containers, and EVENTS.
+        self._complaints: set[str] = set()
 
     async def open(self) -> None:
         await self._engine.open()
@@ -61,10 +68,10 @@ class DockerRuntime:
                 if podman := await self._engine.podman_version():
                     return f"podman {podman}"
                 version = await self._engine.ask("/version")
-        except (RuntimeFailure, TimeoutError):
+            parts = version.get("Components") or [{"Name": "Engine", "Version": version.get("Version", "")}]
+            return f"docker {parts[0]['Version']}"
+        except (AttributeError, LookupError, RuntimeFailure, TimeoutError, TypeError):
             return "docker"
-        parts = version.get("Components") or [{"Name": "Engine", "Version": version.get("Version", "")}]
-        return f"docker {parts[0]['Version']}"
 
     async def close(self) -> None:
         await self._engine.close()
@@ -73,17 +80,36 @@ class DockerRuntime:
         # The engine's list knows neither times nor exit codes: every container is inspected, some at a time.
         slots = asyncio.Semaphore(INSPECTIONS_AT_ONCE)
 
-        async def inspect(id: str) -> Container | None:
+        async def inspect(id: str) -> Container | RuntimeFailure | None:
             async with slots:
                 try:
                     return read_container(await self._inspect(id))
                 except RuntimeFailure as error:
                     if error.code == StatusCode.NOT_FOUND:
                         return None
-                    raise
+                    if error.code != StatusCode.INTERNAL:
+                        raise
+                    self._complain(id, f"container {id} is left out of the inventory", error)
+                    return error
 
-        ids = [str(each["Id"]) for each in await self._engine.ask("/containers/json", all="1")]
-        return [each for each in await asyncio.gather(*map(inspect, ids)) if each is not None]
+        try:
+            ids = [str(each["Id"]) for each in await self._engine.ask("/containers/json", all="1")]
+        except (KeyError, TypeError) as error:
+            raise Unreadable(f"the engine's list of containers cannot be read: {error!r}") from None
+        self._complaints.intersection_update([*ids, EVENTS])
+        found = await asyncio.gather(*map(inspect, ids))
+        containers = [each for each in found if isinstance(each, Container)]
+        refused = [each for each in found if isinstance(each, RuntimeFailure) and not isinstance(each, Unreadable)]
+        if refused and not containers:
+            # Not one container is bad, it seems, but the engine.
+            raise refused[0]
+        return containers
+
+    def _complain(self, of: str, words: str, error: Exception) -> None:
+        """Once of each thing, while it is there."""
+        if of not in self._complaints:
+            self._complaints.add(of)
+            log.error("%s: %r", words, error)
 
     async def get(self, name: str) -> Container:
         container = read_container(await self._inspect(name))
@@ -167,6 +193,13 @@ class DockerRuntime:
         ):
             async for piece in pieces:
                 yield piece
+        if query.follow and not self._engine.is_podman:
+            # Docker may end what it has somebody follow before the last that the container wrote is in the log.
+            rest = replace(query, follow=False, after=str(bookmark))
+            with contextlib.suppress(RuntimeFailure):  # it was removed since
+                async with aclosing(self.logs(name, rest)) as pieces:
+                    async for piece in pieces:
+                        yield piece
 
     async def _find_tail(self, id: str, tty: bool, query: LogQuery) -> tuple[int, int]:
         """Since when to read to get the last lines, and how many entries come before them."""
@@ -244,7 +277,12 @@ class DockerRuntime:
         asked = {"since": _seconds(since_ns), "filters": json.dumps({"type": ["container"], **filters})}
         async with aclosing(self._engine.stream("/events", asked)) as chunks, aclosing(json_lines(chunks)) as lines:
             async for line in lines:
-                for event in read_events(line):
+                try:
+                    found = read_events(line)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    self._complain(EVENTS, "events that cannot be read are left out", error)
+                    continue
+                for event in found:
                     yield event
 
     async def _inspect(self, name: str) -> dict[str, Any]:
@@ -259,7 +297,14 @@ class DockerRuntime:
 
 
 def read_container(found: dict[str, Any]) -> Container:
-    """An inspection as the contract says it."""
+    """An inspection as the contract says it; raises Unreadable."""
+    try:
+        return _read(found)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise Unreadable(f"what the engine says of this container cannot be read: {error!r}") from None
+
+
+def _read(found: dict[str, Any]) -> Container:
     state, config = found["State"], found["Config"]
     container = Container(
         name=found["Name"].removeprefix("/"),

@@ -47,7 +47,7 @@ async def start(engine: Engine, exec: str, spec: ExecSpec) -> "DockerProgram":
     reader, writer = await engine.converse(f"/exec/{exec}/start", {"Detach": False, "Tty": spec.tty})
     program = DockerProgram(engine, exec, spec.tty, reader, writer)
     if spec.tty and spec.HasField("size"):
-        await program.resize(spec.size.rows, spec.size.columns)
+        program.set_size(spec.size.rows, spec.size.columns)
     return program
 
 
@@ -83,6 +83,7 @@ class DockerProgram:
         self._source, self._left = LOG_SOURCE_STDOUT, 0
         self._last_words = b""
         self._typing: asyncio.Task[None] | None = None
+        self._sizing: asyncio.Task[None] | None = None
         self._input_ended = False
 
     async def read(self) -> tuple[LogSource.ValueType, bytes] | None:
@@ -101,7 +102,17 @@ class DockerProgram:
         self._last_words = (self._last_words + data)[-1000:]
         return self._source, data
 
+    def set_size(self, rows: int, columns: int) -> None:
+        """The first one. Whoever began it has it at once, to hang it up when the engine hangs; what is written to it
+        waits, for that may ask for the size."""
+        self._sizing = asyncio.create_task(self._resize(rows, columns))
+
     async def write(self, data: bytes) -> None:
+        if self._sizing is not None:
+            await asyncio.wait([self._sizing])
+        await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
         if self._input_ended:
             return  # it was hung up while its caller still wrote
         with contextlib.suppress(OSError):
@@ -118,6 +129,11 @@ class DockerProgram:
                 self._writer.write_eof()
 
     async def resize(self, rows: int, columns: int) -> None:
+        if self._sizing is not None:
+            self._sizing.cancel()
+        await self._resize(rows, columns)
+
+    async def _resize(self, rows: int, columns: int) -> None:
         for attempt in range(RESIZE_TRIES):
             try:
                 await self._engine.act("POST", f"/exec/{self._exec}/resize", {"h": str(rows), "w": str(columns)})
@@ -130,13 +146,15 @@ class DockerProgram:
         if not self._tty:
             await self.end_input()
         elif self._typing is None:
+            if self._sizing is not None:
+                self._sizing.cancel()
             self._typing = asyncio.create_task(self._type_hang_up())
 
     async def _type_hang_up(self) -> None:
         for seconds in TYPE_AFTER:
-            await self.write(INTERRUPT)
+            await self._write(INTERRUPT)
             await asyncio.sleep(seconds)
-            await self.write(END_OF_INPUT)
+            await self._write(END_OF_INPUT)
             await asyncio.sleep(seconds)
 
     async def end(self) -> int:
@@ -156,6 +174,7 @@ class DockerProgram:
         return code
 
     async def close(self) -> None:
-        if self._typing is not None:
-            self._typing.cancel()
+        for task in (self._typing, self._sizing):
+            if task is not None:
+                task.cancel()
         self._writer.close()

@@ -15,7 +15,7 @@ import aiohttp
 from grpc import StatusCode
 from yarl import URL
 
-from lading_agent.errors import InDoubt, RuntimeFailure, SettingsError, Unchanged
+from lading_agent.errors import InDoubt, RuntimeFailure, SettingsError, Unchanged, Unreadable
 
 CONNECT_WITHIN = 10.0
 CODES = {
@@ -84,12 +84,18 @@ class Engine:
     async def ask(self, path: str, **query: str) -> Any:
         """GET it, as JSON."""
         async with self._request("GET", path, query) as response:
-            return await _json(response)
+            try:
+                return await _json(response)
+            except ValueError as error:
+                raise Unreadable(f"the engine at {self.url} answers what is no JSON: {error}") from None
 
     async def act(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None) -> Any:
         """A request that changes something; raises InDoubt when the connection broke before the answer."""
         async with self._request(method, path, query or {}, body) as response:
-            return await _json(response)
+            try:
+                return await _json(response)
+            except ValueError as error:
+                raise InDoubt(f"the engine at {self.url} answers what is no JSON: {error}") from None
 
     async def stream(self, path: str, query: Mapping[str, str], method: str = "GET") -> AsyncGenerator[bytes, None]:
         """The answer's bytes as they come; nothing is read ahead of the caller but one buffer of 64 KB."""
@@ -194,13 +200,17 @@ class Engine:
 
 
 async def json_lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[dict[str, Any], None]:
-    """JSON documents, one a line, of any length."""
+    """JSON documents, one a line, of any length; raises InDoubt when one is none."""
     rest = b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.strip():
-                yield json.loads(line)
+                try:
+                    document = json.loads(line)
+                except ValueError as error:
+                    raise InDoubt(f"the engine writes what is no JSON: {error}") from None
+                yield document
 
 
 def tls_from_environment() -> ssl.SSLContext | None:

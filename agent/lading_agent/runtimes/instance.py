@@ -292,6 +292,15 @@ class Instance:
                 os.killpg(self.record.pid, number)
 
 
+def catch_ignored_signals() -> None:
+    """Whoever started the agent may have it ignore signals: `nohup` SIGHUP, a shell SIGINT and SIGQUIT of what it puts
+    into the background. Programs would inherit that, and not what is caught; caught and dropped, they still do nothing
+    to the agent. Python's own (SIGPIPE, SIGXFSZ) Popen restores."""
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+
+
 def reap(pid: int) -> int:
     """The exit code of a process that has ended, 128 + n for signal n, as shells say it; 255 when it was no child."""
     try:

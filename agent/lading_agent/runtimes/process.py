@@ -26,7 +26,7 @@ from lading.v1.containers_pb2 import LOG_SOURCE_UNSPECIFIED, Container
 from lading_agent.errors import RuntimeFailure
 from lading_agent.runtimes import LogPiece, LogQuery, Program, RuntimeEvent, Trace, process_log, process_program
 from lading_agent.runtimes.declaration import RESTARTS, read_declarations
-from lading_agent.runtimes.instance import EXIT_UNKNOWN, Instance, Record
+from lading_agent.runtimes.instance import EXIT_UNKNOWN, Instance, Record, catch_ignored_signals
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class ProcessRuntime:
         self._trimming: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
+        catch_ignored_signals()
         for folder in (self._folder, self._removed):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in self._removed.iterdir():
@@ -62,6 +63,7 @@ class ProcessRuntime:
                 text = (folder / "record.json").read_text()
                 try:
                     record = Record(**json.loads(text))
+                    make_container(record)
                 except (ValueError, TypeError) as error:
                     log.error(
                         "%s is no record (%s): container %s is gone, as after a crash of the host",

@@ -64,9 +64,9 @@ class Link:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     passed: list[ConnectRequest] = field(default_factory=list)
 
-    async def send(self, frame: ConnectResponse, *, epoch: int | None = None, skip: int = 0) -> None:
+    async def send(self, frame: ConnectResponse, *, epoch: int | None = None, skip: int = 0, ack: int = 0) -> None:
         self.sent += 1 + skip
-        frame.epoch, frame.seq = self.epoch if epoch is None else epoch, self.sent
+        frame.epoch, frame.seq, frame.ack = self.epoch if epoch is None else epoch, self.sent, ack
         await self.context.write(frame)
 
     async def welcome(self, epoch: int, heartbeat: float = 15) -> None:

@@ -1,6 +1,7 @@
 """Programs beside processes, and the logs of processes, cut and bounded."""
 
 import asyncio
+import os
 import pathlib
 import random
 import signal
@@ -12,7 +13,7 @@ from contextlib import aclosing
 import pytest
 from grpc import StatusCode
 
-from lading.v1.commands_pb2 import ExecSpec, TerminalSize
+from lading.v1.commands_pb2 import ContainerSpec, ExecSpec, TerminalSize
 from lading.v1.containers_pb2 import LOG_SOURCE_STDERR, LOG_SOURCE_STDOUT
 from lading_agent.errors import CannotRun
 from lading_agent.runtimes import LogQuery, Program, process_log
@@ -31,6 +32,9 @@ command = ["sleep", "1000"]
 env = { GREETING = "hello" }
 exec = true
 cwd = "/"
+
+[process.masked]
+command = ["grep", "SigIgn", "/proc/self/status"]
 
 [process.alone]
 command = ["sleep", "1000"]
@@ -125,6 +129,30 @@ async def test_a_program_that_is_hung_up_ends_with_all_that_it_started(runtime: 
     assert await program.end() == 128 + signal.SIGHUP
     await program.close()
     wait_until(lambda: state(child) in "ZX", "its child is gone")
+
+
+async def test_programs_ignore_no_signal_that_their_agent_does(runtime: ProcessRuntime, tmp_path: pathlib.Path) -> None:
+    """As after `nohup lading agent run &` in a script."""
+    ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        (tmp_path / "later").mkdir()
+        later = await open_runtime(tmp_path / "later", DECLARED)
+        for number in ignored:
+            os.kill(os.getpid(), number)
+        await later.create("web", ContainerSpec(image="masked"))
+        await later.start((await later.get("web")).id)
+        masks = [await log_of(later, follow=True)]
+        await later.close()
+        await running(runtime)
+        program = await begun(runtime, "grep", "SigIgn", "/proc/self/status")
+        masks += (await output_of(program)).values()
+        await program.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for mask in masks:  # others may be ignored by whoever runs the tests, and cannot be caught
+        assert not [number for number in ignored if int(mask.split()[1], 16) >> number - 1 & 1]
 
 
 async def test_what_cannot_be_run_has_the_exit_code_of_shells(runtime: ProcessRuntime) -> None:

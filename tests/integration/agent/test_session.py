@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 from lading.v1.agent_link_pb2 import Canary, Cancel, ConnectResponse, Drain, Goodbye, ReportFull
 from lading.v1.commands_pb2 import (
     COMMAND_STATE_CANCELLED,
+    COMMAND_STATE_REJECTED,
     COMMAND_STATE_SUCCEEDED,
 )
 from lading_agent.backoff import Backoff
@@ -103,6 +104,44 @@ async def test_a_command_is_acknowledged_executed_and_kept_until_its_receipt(
         await again.next("inventory")
         await again.end()
         assert not (await plane.link()).hello.held
+
+
+async def test_the_ack_of_any_frame_is_the_receipt_of_the_results_before_it(
+    plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path
+) -> None:
+    async with running(plane, tmp_path, runtime):
+        link = await plane.link()
+        await link.welcome(epoch=1)
+        await link.dispatch(command("start"))
+        first = await link.next("result")
+        await link.dispatch(later := command("stop"))
+        await link.next("result")
+        await link.send(ConnectResponse(report_full=ReportFull()), ack=first.seq)
+        await link.next("inventory")
+        await link.end()
+        assert [held.command for held in (await plane.link()).hello.held] == [later.command]
+
+
+async def test_the_ack_of_a_conflict_is_no_receipt_of_the_command_that_has_the_id(
+    plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path
+) -> None:
+    async with running(plane, tmp_path, runtime):
+        link = await plane.link()
+        await link.welcome(epoch=1)
+        await link.dispatch(done := command("start"))
+        await link.next("result")
+        await link.end()
+        again = await plane.link()
+        await again.welcome(epoch=2)
+        other = command("stop")
+        other.command = done.command
+        await again.dispatch(other)
+        conflict = await again.next("result")
+        assert conflict.result.state == COMMAND_STATE_REJECTED
+        await again.send(ConnectResponse(report_full=ReportFull()), ack=conflict.seq)
+        await again.next("inventory")
+        await again.end()
+        assert [held.command for held in (await plane.link()).hello.held] == [done.command]
 
 
 async def test_a_result_that_came_while_disconnected_is_in_the_next_hello(
@@ -327,19 +366,24 @@ async def test_a_clone_says_what_to_do_and_comes_back_slowly(
 async def test_the_wait_that_the_server_asks_for_is_kept(
     plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path
 ) -> None:
-    detail = AnyMessage()
-    detail.Pack(RetryInfo(retry_delay=Duration(nanos=100_000_000)))
-    status = Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="too many at once", details=[detail])
+    wait, shed = AnyMessage(), AnyMessage()
+    wait.Pack(RetryInfo(retry_delay=Duration(nanos=100_000_000)))
+    shed.Pack(ErrorInfo(reason="CONNECTS_SHED", domain="lading"))
+    status = Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="too many at once", details=[wait, shed])
     async with running(plane, tmp_path, runtime):
         link = await plane.link()
+        peer = link.context.peer()  # a call that has ended has none
         refused_at = asyncio.get_running_loop().time()
         await link.end(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "too many at once",
             grpc_status_details_bin=status.SerializeToString(),
         )
-        await plane.link()
+        again = await plane.link()
         assert asyncio.get_running_loop().time() - refused_at >= 0.1
+        assert again.context.peer() == peer, "another process of this address knows nothing of its turn"
+        await again.end(grpc.StatusCode.UNAVAILABLE, "bye")
+        assert (await plane.link()).context.peer() != peer
 
 
 @pytest.mark.parametrize(

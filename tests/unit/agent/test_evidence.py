@@ -70,6 +70,7 @@ OTHER = container("running", id="b", started=9)
         ("REMOVE", STOPPED, None, "destroy", "SUCCEEDED", "OK"),
         ("REMOVE", STOPPED, None, "", "UNKNOWN", "UNKNOWN"),
         ("REMOVE", STOPPED, STOPPED, "", "FAILED", "ABORTED"),
+        ("REMOVE", STOPPED, container("removing", started=1, finished=2), "", "UNKNOWN", "UNKNOWN"),
         ("REMOVE", STOPPED, OTHER, "destroy", "SUCCEEDED", "OK"),
         ("PULL", None, None, "", "UNKNOWN", "UNKNOWN"),
     ],

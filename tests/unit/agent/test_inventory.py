@@ -7,8 +7,9 @@ from grpc import StatusCode
 
 from lading.v1.agent_link_pb2 import ConnectRequest
 from lading.v1.agent_link_pb2 import Inventory as Report
+from lading.v1.containers_pb2 import Container
 from lading_agent import inventory as inventory_module
-from lading_agent.errors import RuntimeFailure
+from lading_agent.errors import RuntimeFailure, Unreadable
 from lading_agent.inventory import Inventory
 from tests.unit.agent.fake_runtime import FakeRuntime
 
@@ -50,6 +51,26 @@ async def test_events_become_one_delta() -> None:
     assert (report.snapshot, report.version, report.base_version) == (False, 2, 1)
     assert [(container.name, container.state) for container in report.containers] == [("web", "running")]
     assert list(report.removed) == ["db"]
+
+
+async def test_a_container_that_cannot_be_read_hides_no_other_that_changed() -> None:
+    runtime = FakeRuntime("web", "db")
+    get = runtime.get
+
+    async def refuse(name: str) -> Container:
+        if name == "db":
+            raise Unreadable
+        return await get(name)
+
+    runtime.get = refuse  # type: ignore[method-assign]
+    async with running(runtime) as (_, sent):
+        await next_report(sent)
+        await runtime.listening.wait()
+        for name in ("db", "web"):
+            runtime.tell("start", name)
+        report = await next_report(sent)
+    assert (report.snapshot, list(report.removed)) == (False, [])
+    assert [container.name for container in report.containers] == ["web"]
 
 
 async def test_the_server_can_ask_for_all() -> None:

@@ -5,11 +5,15 @@ import pathlib
 from collections.abc import AsyncIterator
 
 import pytest
+from grpc import StatusCode
 
 from lading.transparency.result import InvalidResult, Statement, verify_result
 from lading.v1.agent_link_pb2 import Result
-from lading.v1.commands_pb2 import CommandState
+from lading.v1.commands_pb2 import COMMAND_STATE_FAILED, COMMAND_STATE_UNKNOWN, CommandState
+from lading_agent import reports
 from lading_agent.errors import RuntimeFailure
+from lading_agent.evidence import Verdict
+from lading_agent.reports import Reports
 from lading_agent.worker import WINDOW
 from tests.unit.agent.honest_log import AGENT, ORGANIZATION, command
 from tests.unit.agent.log_lines import listening
@@ -51,6 +55,28 @@ async def test_every_end_is_signed_as_it_was_sent(bench: Bench) -> None:
         result.code += 1
         with pytest.raises(InvalidResult):
             verify_result(statement_of(result), result.signature, bench.witness.key)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "seconds"),
+    [
+        (Verdict(COMMAND_STATE_FAILED, StatusCode.DEADLINE_EXCEEDED, "executed"), 0.9),
+        (Verdict(COMMAND_STATE_UNKNOWN, StatusCode.UNAVAILABLE, "no answer"), 3.5),
+    ],
+)
+async def test_a_session_whose_time_is_over_is_answered_for_without_a_runtime_that_hangs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, seconds: float
+) -> None:
+    monkeypatch.setattr(reports, "LOOK_AFTER_WITHIN", 60.0)
+
+    async def hang(name: str) -> object:
+        return await asyncio.Event().wait()
+
+    bench.runtime.get = hang  # type: ignore[method-assign,assignment]
+    told = Reports(bench.witness, bench.runtime, bench.journal, bench.sent.put_nowait)
+    async with asyncio.timeout(10):
+        await told.settle(command("exec", within=1), verdict, "late", seconds=seconds, container_id="abc")
+    assert not (await bench.result()).HasField("container")
 
 
 async def test_a_made_containers_id_is_in_what_is_signed(bench: Bench) -> None:

@@ -11,10 +11,11 @@ from grpc import StatusCode
 
 from lading.v1.agent_link_pb2 import ConnectRequest, Envelope, Result
 from lading.v1.commands_pb2 import CommandState
+from lading.v1.containers_pb2 import Container
 from lading_agent.errors import InDoubt, RuntimeFailure
 from lading_agent.inquiry import Inquiry
 from lading_agent.journal import Journal, Start
-from lading_agent.runtimes import Trace
+from lading_agent.runtimes import RuntimeEvent, Trace
 from lading_agent.witness import Witness
 from lading_agent.worker import Worker
 from tests.unit.agent.fake_runtime import FakeRuntime, NoCarriers
@@ -29,13 +30,14 @@ class Bench:
     log: HonestLog = field(default_factory=HonestLog)
     runtime: FakeRuntime = field(default_factory=lambda: FakeRuntime("web", "db"))
     sent: asyncio.Queue[ConnectRequest] = field(default_factory=asyncio.Queue)
+    settle_within: float = 0
 
     async def open(self) -> None:
         self.journal = Journal(self.folder)
         await self.journal.open()
         self.witness = Witness(ORGANIZATION, AGENT, self.journal)
         await self.witness.open()
-        inquiry = Inquiry(self.runtime, settle_within=0, patience=0)
+        inquiry = Inquiry(self.runtime, self.settle_within, patience=0)
         self.worker = Worker(self.witness, self.runtime, self.journal, inquiry, NoCarriers())
         self.worker.send = self.sent.put_nowait
 
@@ -232,22 +234,70 @@ async def test_a_pull_can_be_broken_off(bench: Bench) -> None:
     assert outcome(await bench.result()) == ("CANCELLED", "CANCELLED")
 
 
-async def test_a_command_that_takes_too_long_fails(bench: Bench) -> None:
-    bench.runtime.gate("start web")
+class Watched(FakeRuntime):
+    """`looked` is set when somebody looks for evidence."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(*names)
+        self.looked = asyncio.Event()
+
+    async def history(self, name: str, since_ns: int) -> list[RuntimeEvent]:
+        self.looked.set()
+        return await super().history(name, since_ns)
+
+
+@pytest.mark.parametrize(
+    ("failure", "end"),
+    [
+        (None, ("SUCCEEDED", "OK")),
+        (RuntimeFailure("no such device", StatusCode.INTERNAL), ("FAILED", "INTERNAL")),
+        (InDoubt("the engine broke off"), ("FAILED", "ABORTED")),
+    ],
+)
+async def test_an_answer_that_comes_late_counts(
+    tmp_path: pathlib.Path, failure: Exception | None, end: tuple[str, str]
+) -> None:
+    runtime = Watched("web")
+    bench = Bench(tmp_path, runtime=runtime, settle_within=30)
+    await bench.open()
+    gate = runtime.gate("start web")
     await bench.dispatch(command("start", within=0.05))
+    await runtime.looked.wait()
+    assert bench.sent.qsize() == 1, "it is acknowledged, and not over"
+    if failure is not None:
+        runtime.failures["start"] = failure
+        bench.worker._inquiry = Inquiry(runtime, settle_within=0, patience=0)
+    gate.set()
+    assert outcome(await bench.result()) == end
+    assert runtime.calls == ["start web"]
+    await bench.close()
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "kill", "pause", "unpause", "remove", "create"])
+async def test_what_the_runtime_may_still_do_did_not_fail(bench: Bench, verb: str) -> None:
+    bench.runtime.by_name["web"].state = {"unpause": "paused", "start": "created"}.get(verb, "running")
+    name = "new" if verb == "create" else "web"
+    bench.runtime.gate(f"{verb} {name}")
+    envelope = command(verb, name, within=0.05)
+    envelope.arguments.grace.FromSeconds(0)
+    await bench.dispatch(envelope)
+    result = await bench.result()
+    assert outcome(result) == ("UNKNOWN", "UNKNOWN")
+    assert result.error.startswith("not done within 0.05 s, and the runtime may still do it: ")
+    assert bench.runtime.calls == [f"{verb} {name}"]
+
+
+async def test_a_pull_whose_time_is_over_is_broken_off(bench: Bench) -> None:
+    bench.runtime.gate("pull web:2")
+    envelope = command("pull", "", within=0.05)
+    envelope.arguments.image = "web:2"
+    await bench.dispatch(envelope)
     result = await bench.result()
     assert outcome(result) == ("FAILED", "DEADLINE_EXCEEDED")
-    assert "not done within 0.05 s" in result.error
+    assert result.error == "not done within 0.05 s; it was broken off"
 
 
-async def test_a_command_whose_time_is_over_is_unknown_when_nothing_tells_what_it_did(bench: Bench) -> None:
-    bench.runtime.gate("create new")
-    create = command("create", "new", within=0.05)
-    await bench.dispatch(create)
-    result = await bench.result(create.command)
-    assert outcome(result) == ("UNKNOWN", "UNKNOWN"), "the runtime may still make it"
-    assert "not done within 0.05 s" in result.error
-
+async def test_a_runtime_that_falls_silent_leaves_a_command_whose_time_is_over_unknown(bench: Bench) -> None:
     bench.runtime.gate("start web")
     start = command("start", within=0.05)
     await bench.dispatch(start)
@@ -350,6 +400,32 @@ async def test_a_crash_before_it_began_settles_as_cancelled(bench: Bench) -> Non
     assert outcome(result) == ("CANCELLED", "ABORTED")
     assert result.evidence == "journal"
     assert "stop web" not in bench.runtime.calls
+
+
+async def test_a_runtime_that_hangs_is_looked_at_for_all_that_had_not_begun_at_once(bench: Bench) -> None:
+    waiting = [command("start", name) for name in ("web", "db") for _ in range(20)]
+    for envelope in waiting:
+        await bench.journal.receive(envelope)
+    await bench.crash()
+    looking, all_look, answer = 0, asyncio.Event(), asyncio.Event()
+
+    async def get(name: str) -> Container:
+        nonlocal looking
+        looking += 1
+        if looking == len(waiting):
+            all_look.set()
+        await answer.wait()
+        return bench.runtime.by_name[name]
+
+    bench.runtime.get = get  # type: ignore[method-assign]
+    recovering = asyncio.create_task(bench.worker.recover())
+    async with asyncio.timeout(30):
+        await all_look.wait()
+    assert not recovering.done()
+    answer.set()
+    await recovering
+    results = {each.command: outcome(each.result) for each in await bench.journal.held()}
+    assert results == {envelope.command: ("CANCELLED", "ABORTED") for envelope in waiting}
 
 
 @pytest.mark.parametrize("took_effect", [True, False])
