@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from lading.v1 import audit_log_pb2, commands_pb2, containers_pb2
+from lading.v1 import agents_pb2, audit_log_pb2, commands_pb2, containers_pb2
 from lading.v1.access_pb2_grpc import AccessStub
 from lading.v1.agents_pb2_grpc import AgentsStub
 from lading.v1.audit_log_pb2_grpc import AuditLogStub
@@ -24,6 +24,7 @@ from lading.v1.commands_pb2_grpc import CommandsStub
 from lading.v1.containers_pb2_grpc import ContainersStub
 from lading.v1.rollouts_pb2_grpc import RolloutsStub
 from lading_client import errors, requests
+from lading_client.agent_watch import AgentWatch
 from lading_client.channel import Endpoint, call_metadata, parse_addresses
 from lading_client.exec_session import AsyncExecSession, ExecSession
 from lading_client.log_reader import LogReader
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lading.v1.rollouts_pb2_grpc import RolloutsAsyncStub
 
 TIMEOUT = 60.0  # seconds
+Agent = agents_pb2.Agent
 Command = commands_pb2.Command
 Container = containers_pb2.Container
 Event = audit_log_pb2.Event
@@ -171,20 +173,45 @@ class Client:
         """
         return receipts.write(self.audit.GetReceipt(audit_log_pb2.GetReceiptRequest(id=operation)))
 
-    def tail(self, filter: EventFilter | None = None, *, from_index: int | None = None) -> Iterator[Event]:
-        """Events as they are committed, without gap or repeat also over lost connections. Never ends by itself."""
-        tail = Tail(filter or EventFilter(), from_index)
-        while True:
-            answers = self.audit.TailEvents(tail.request())
-            try:
-                for answer in answers:
-                    yield from tail.take(answer)
-                failure: errors.LadingError = errors.Unavailable("the server ended the tail")
-            except errors.LadingError as lost:
-                failure = lost
-            finally:
-                answers.cancel()
-            time.sleep(tail.delay(failure))
+    def tail(
+        self,
+        filter: EventFilter | None = None,
+        *,
+        from_index: int | None = None,
+        begun: Callable[[], object] = lambda: None,
+        lost: Callable[[errors.LadingError], object] = lambda failure: None,
+    ) -> Iterator[Event]:
+        """Events as they are committed, without gap or repeat also over lost connections. Never ends by itself.
+
+        `lost` is told once when the connection is, and `begun` when the server answers: at first, and again after that.
+        """
+        return _follow(self.audit.TailEvents, Tail(filter or EventFilter(), from_index, begun=begun, lost=lost))
+
+    def watch_agents(
+        self,
+        *,
+        begun: Callable[[], object] = lambda: None,
+        lost: Callable[[errors.LadingError], object] = lambda failure: None,
+    ) -> Iterator[Agent]:
+        """Every agent, then each one that changes, also over lost connections. Never ends by itself.
+
+        `begun` and `lost` are as for `tail`.
+        """
+        return _follow(self.agents.WatchAgents, AgentWatch(begun=begun, lost=lost))
+
+
+def _follow(call: Callable[..., Any], stream: Tail | AgentWatch) -> Iterator[Any]:
+    while True:
+        answers = call(stream.request())
+        try:
+            for answer in answers:
+                yield from stream.take(answer)
+            failure: errors.LadingError = errors.Unavailable("the server ended the stream")
+        except errors.LadingError as error:
+            failure = error
+        finally:
+            answers.cancel()
+        time.sleep(stream.delay(failure))
 
 
 class AsyncClient:
@@ -294,17 +321,35 @@ class AsyncClient:
     async def receipt(self, operation: str) -> str:
         return receipts.write(await self.audit.GetReceipt(audit_log_pb2.GetReceiptRequest(id=operation)))
 
-    async def tail(self, filter: EventFilter | None = None, *, from_index: int | None = None) -> AsyncIterator[Event]:
-        tail = Tail(filter or EventFilter(), from_index)
-        while True:
-            answers = self.audit.TailEvents(tail.request())
-            try:
-                async for answer in answers:
-                    for event in tail.take(answer):
-                        yield event
-                failure: errors.LadingError = errors.Unavailable("the server ended the tail")
-            except errors.LadingError as lost:
-                failure = lost
-            finally:
-                answers.cancel()
-            await asyncio.sleep(tail.delay(failure))
+    def tail(
+        self,
+        filter: EventFilter | None = None,
+        *,
+        from_index: int | None = None,
+        begun: Callable[[], object] = lambda: None,
+        lost: Callable[[errors.LadingError], object] = lambda failure: None,
+    ) -> AsyncIterator[Event]:
+        return _follow_async(self.audit.TailEvents, Tail(filter or EventFilter(), from_index, begun=begun, lost=lost))
+
+    def watch_agents(
+        self,
+        *,
+        begun: Callable[[], object] = lambda: None,
+        lost: Callable[[errors.LadingError], object] = lambda failure: None,
+    ) -> AsyncIterator[Agent]:
+        return _follow_async(self.agents.WatchAgents, AgentWatch(begun=begun, lost=lost))
+
+
+async def _follow_async(call: Callable[..., Any], stream: Tail | AgentWatch) -> AsyncIterator[Any]:
+    while True:
+        answers = call(stream.request())
+        try:
+            async for answer in answers:
+                for item in stream.take(answer):
+                    yield item
+            failure: errors.LadingError = errors.Unavailable("the server ended the stream")
+        except errors.LadingError as error:
+            failure = error
+        finally:
+            answers.cancel()
+        await asyncio.sleep(stream.delay(failure))

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 from lading.v1 import containers_pb2
 from lading_client import errors
+from lading_client.resumption import DELAY_MAX, PASSING, was_served
 
-PASSING = (errors.Unavailable, errors.ResourceExhausted, errors.Aborted)
-DELAY_MAX = 10.0  # seconds
 # A log that is not followed has an end, and so has the patience of who reads it.
 PATIENCE = 60.0  # seconds
 
@@ -32,6 +31,8 @@ class LogReader:
     total: int = 0
     failures: int = 0
     failing_since: float = 0.0
+    asked_at: float | None = None
+    served: bool = False
 
     def request(self) -> containers_pb2.StreamContainerLogsRequest:
         request = containers_pb2.StreamContainerLogsRequest()
@@ -39,11 +40,14 @@ class LogReader:
         if self.position:
             request.after = self.position
         self.repeated = self.beyond
+        if not self.served:
+            self.asked_at = self.clock()
         return request
 
     def take(self, answer: Piece) -> Piece | None:
         """What is new in an answer, its offset counted from the very first; None when nothing is."""
         self.failures = 0
+        self.served = True
         fresh = answer.data[self.repeated :]
         self.repeated -= len(answer.data) - len(fresh)
         self.total += len(fresh)
@@ -58,11 +62,14 @@ class LogReader:
     def delay(self, failure: errors.LadingError) -> float:
         """Seconds to wait before asking again; raises `failure` when asking again cannot help, or was tried for long.
 
-        A first call that fails is raised too: nothing was promised yet, and the caller should know. So is a break in
-        the last lines of a log that gave no position: they are others by now.
+        A first call that fails is raised too: nothing was promised yet, and the caller should know; but a log that is
+        followed and was served without output so far goes on from its start. A break in the last lines of a log that
+        gave no position is raised: they are others by now.
         """
         lost = self.total > 0 and not self.position and self.asked.tail > 0
-        if not isinstance(failure, PASSING) or self.total == 0 or lost:
+        if not self.served and self.asked.follow and self.asked_at is not None:
+            self.served = was_served(failure, self.clock() - self.asked_at)
+        if not isinstance(failure, PASSING) or not self.served or lost:
             raise failure
         if self.failures == 0:
             self.failing_since = self.clock()

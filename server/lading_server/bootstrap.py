@@ -19,6 +19,7 @@ from lading_server.ledger.transaction import Transaction
 from lading_server.roles import Role
 from lading_server.settings import ISSUER, InvalidSettings, Settings
 from lading_server.store import access, database, tiles
+from lading_server.tree import Edge
 
 R = TypeVar("R")
 ACTOR_ID = "lading-server"
@@ -106,24 +107,23 @@ def accept_rollback(settings: Settings, organization: str, reason: str) -> tuple
     check(settings)
     log_signer = signer.load(settings.data)
     with _engine(settings) as engine, database.reachable(), engine.connect() as connection:
+        edge, extends = _look(connection, log_signer, organization)
+        if extends:
+            raise NothingToAccept
+        if organization != SYSTEM and not _look(connection, log_signer, SYSTEM)[1]:
+            raise signer.RolledBack(
+                f"the log of {SYSTEM} went back too, and what is accepted of others is recorded there. Accept it "
+                f"first, and then {organization}, with the --data and --database of this call:\n"
+                f"  lading server accept-rollback --org {SYSTEM} --reason TEXT\n"
+                f"  lading server accept-rollback --org {organization} --reason TEXT",
+                metadata={"organization": SYSTEM},
+                code=errors.Code.FAILED_PRECONDITION,
+            )
         try:
-            edge = tiles.read_edge(connection, organization)
+            tiles.check(connection, organization, edge)
         except ValueError as failure:
             raise damaged(organization, failure) from failure
-
-        def prove(first: int, size: int) -> tuple[bytes, ...]:
-            return tiles.consistency(connection, organization, tiles.Cache(), first, size)
-
-        try:
-            log_signer.check(organization, edge.size, edge.root(), prove)
-        except signer.RolledBack:
-            try:
-                tiles.check(connection, organization, edge)
-            except ValueError as failure:
-                raise damaged(organization, failure) from failure
-            was = log_signer.accept(organization, edge.size, edge.root())
-        else:
-            raise NothingToAccept
+        was = log_signer.accept(organization, edge.size, edge.root())
     assert was is not None, "what was never signed cannot go back"
     signed, found = ({"size": one.size, "root": one.root.hex()} for one in (was, signer.Signed(edge.size, edge.root())))
     made = diff.change("logs", organization, was=signed, value=found)
@@ -137,6 +137,23 @@ def accept_rollback(settings: Settings, organization: str, reason: str) -> tuple
     _commit(settings, tuple({organization, SYSTEM}), apply, log_signer)
     log_signer.keep(organization)
     return edge.size, was.size
+
+
+def _look(connection: Any, log_signer: signer.Signer, organization: str) -> tuple[Edge, bool]:
+    """The end of a log, and whether it extends what was signed of it. Raises Damaged."""
+    try:
+        edge = tiles.read_edge(connection, organization)
+    except ValueError as failure:
+        raise damaged(organization, failure) from failure
+
+    def prove(first: int, size: int) -> tuple[bytes, ...]:
+        return tiles.consistency(connection, organization, tiles.Cache(), first, size)
+
+    try:
+        log_signer.check(organization, edge.size, edge.root(), prove)
+    except signer.RolledBack:
+        return edge, False
+    return edge, True
 
 
 def damaged(organization: str, failure: ValueError) -> errors.Damaged:

@@ -94,7 +94,7 @@ def server() -> None:
     os.umask(0o077)  # keys and the log are for this user alone
 
 
-@server.command()
+@server.command(short_help="Make database, keys, organization and admin.")
 @data_option
 @database_option
 @audience_option
@@ -126,7 +126,7 @@ def init(data: pathlib.Path, database: str, audience: str, org: str, admin: str,
     click.echo(f"{data} is ready: lading server run --data {data}{where}", err=True)
 
 
-@server.command()
+@server.command(short_help="Serve until SIGTERM or SIGINT.")
 @data_option
 @database_option
 @audience_option
@@ -280,7 +280,7 @@ def token(data: pathlib.Path, database: str, audience: str, org: str, subject: s
     click.echo(bootstrap.issue_token(settings, org, subject, email, lifetime))
 
 
-@server.command("accept-rollback")
+@server.command("accept-rollback", short_help="Go on with a database restored from a backup.")
 @data_option
 @database_option
 @click.option("--org", required=True, callback=organization_name, help="Organization whose log went back.")
@@ -288,12 +288,20 @@ def token(data: pathlib.Path, database: str, audience: str, org: str, subject: s
 def accept_rollback(data: pathlib.Path, database: str, org: str, reason: str) -> None:
     """Go on with a database that was restored from a backup, after the newer one is lost for good. Recorded.
 
-    The server refuses a log that does not extend what it signed of it. Stop the server first. Agents that saw the
-    lost part refuse the log all the same, and say so: they cannot be told by the one whom they watch.
+    The server refuses a log that does not extend what it signed of it. Stop the server first. Where the log `system`
+    went back too, accept that first: what is accepted of others is recorded there.
 
     \b
-    Example:
-      lading server accept-rollback --org acme --reason 'disk of db-1 died, backup of 03:00 restored'
+    Examples:
+      lading server accept-rollback --org system --reason 'disk of db-1 died'
+      lading server accept-rollback --org acme --reason 'disk of db-1 died'
+
+    Agents and people that saw the lost part refuse the log all the same, and say so: they cannot be told by the one
+    whom they watch. Each goes on for itself:
+
+    \b
+      lading agent forget-log      an agent, on its host
+      lading audit forget-log      a person who has verified the log
     """
     from lading_server import bootstrap
 
@@ -301,6 +309,8 @@ def accept_rollback(data: pathlib.Path, database: str, org: str, reason: str) ->
         raise click.BadParameter(f"must have 1 to {REASON_MAX} characters", param_hint="'--reason'")
     size, signed = bootstrap.accept_rollback(_settings(data=data, database=database), org, reason)
     click.echo(f"the log of {org} goes on from {size} entries, although {signed} were signed", err=True)
+    if org != SYSTEM:
+        click.echo("who saw more refuses it until told: lading agent forget-log, lading audit forget-log", err=True)
 
 
 def options_of(ctx: click.Context) -> list[str]:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lading.transparency import merkle, note
 from lading_server import errors
+from lading_server.event import SYSTEM
 from lading_server.tree import Growth
 
 KEY_FILE = "log-key.pem"
@@ -72,8 +73,8 @@ class Signer:
         self._accepted: set[str] = set()
 
     def organizations(self) -> list[str]:
-        """Whose logs were signed."""
-        return sorted(path.stem for path in self._folder.glob("*.json"))
+        """Whose logs were signed; `system` first, as it must be the first to be accepted when it went back."""
+        return sorted((path.stem for path in self._folder.glob("*.json")), key=lambda name: (name != SYSTEM, name))
 
     def key(self, organization: str) -> note.Key:
         """The key that verifies the checkpoints of this organization's log; its name is the log's origin."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lading_client.cli.invocation import Invocation, global_options
+from lading_client.cli.invocation import Invocation, global_options, write_examples
 
 if TYPE_CHECKING:
     from lading_client.errors import LadingError
@@ -39,7 +39,7 @@ TREE = (
     ("Fleet", "agents", f"{HERE}.agents:agents", "Agents: which there are, drain, ban."),
     ("Fleet", "commands", f"{HERE}.commands:commands", "Commands: what became of them, wait, cancel."),
     ("Fleet", "rollouts", f"{HERE}.rollouts:rollouts", "Rollouts: one action on many containers, in waves."),
-    ("Audit", "audit", f"{HERE}.audit:audit", "The log: list, follow, show, count, export."),
+    ("Audit", "audit", f"{HERE}.audit:audit", "The log: list, follow, show, count, export, verify."),
     ("Access", "login", f"{HERE}.contexts:login", "Save a server and a token."),
     ("Access", "logout", f"{HERE}.contexts:logout", "Forget a token."),
     ("Access", "whoami", f"{HERE}.access:whoami", "Who the server takes you for."),
@@ -50,16 +50,16 @@ TREE = (
     ("This machine", "demo", f"{HERE}.demo:demo", "Server, agents and viewer at work, for a look."),
     ("This machine", "doctor", f"{HERE}.doctor:doctor", "What is wrong, and the command that fixes it."),
     ("This machine", "server", "", "The server: init, run, migrate."),
-    ("This machine", "agent", "", "The agent: run."),
+    ("This machine", "agent", "", "The agent: run, and what it refused."),
     ("This machine", "viewer", "", "The viewer: run."),
     ("This machine", "completion", f"{HERE}.completion:completion", "Completion for bash, zsh or fish."),
-    ("This machine", "version", f"{HERE}.version:version", "Versions of client and protocol."),
+    ("This machine", "version", f"{HERE}.version:version", "Versions of client, protocol and server."),
 )
 SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 EXAMPLES = """
-  lading demo                                      all of it on this machine, to look around
+  lading demo                                      all of it on this machine
   lading ps                                        what runs where
-  lading stop dock-1/web --reason "INC-527"        stop a container, and say why
+  lading stop dock-1/web --reason "INC-527"        stop it, and say why
   lading audit ls 'action:stop -status:SUCCESS'    stops that did not succeed
 """
 PLACES = {name: place for _, name, place, _ in TREE}
@@ -84,7 +84,8 @@ class Root(click.Group):
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help_text(ctx, formatter)
-        formatter.write(f"\nExamples:{EXAMPLES}")
+        with formatter.section("Examples"):
+            write_examples(formatter, EXAMPLES)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section in dict.fromkeys(section for section, *_ in TREE):

@@ -9,6 +9,7 @@ import click
 
 from lading_client.cli import output
 from lading_client.cli.completion import complete_agents
+from lading_client.cli.connection import Connection
 from lading_client.cli.invocation import Group, Invocation, pass_invocation
 from lading_client.cli.output import Cell, Column, Listing
 from lading_client.cli.values import LABELS
@@ -97,11 +98,11 @@ def ls(invocation: Invocation, labels: Mapping[str, str] | None, watch: bool) ->
 
 
 def _watch(invocation: Invocation, labels: Mapping[str, str]) -> None:
-    from lading.v1 import agents_pb2
     from lading_client.documents import json_line
 
+    connection = Connection(invocation, "watch")
     table = output.table(LISTING, invocation.format)
-    for agent in invocation.client.agents.WatchAgents(agents_pb2.WatchAgentsRequest()):
+    for agent in invocation.client.watch_agents(begun=connection.begun, lost=connection.lost):
         if any(agent.labels.get(key) != value for key, value in labels.items()):
             continue
         output.emit(table.lines([agent]) if invocation.format in ("table", "wide") else [json_line(agent)])

@@ -5,16 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
 
 from lading_client.cli import output
 from lading_client.cli.audit_erase import erase
+from lading_client.cli.audit_forget import forget_log
 from lading_client.cli.audit_verify import verify
 from lading_client.cli.event import show
-from lading_client.cli.events import LISTING, QUERY, QueryCommand, read_query, show_events
+from lading_client.cli.events import LISTING, QUERY, QueryCommand, follow_events, read_query, show_events
 from lading_client.cli.export import export
 from lading_client.cli.invocation import Group, Invocation, pass_invocation
 from lading_client.cli.output import Column, Listing
@@ -111,7 +112,6 @@ def _again(invocation: Invocation, query: Query) -> Iterator[str]:
 def tail(invocation: Invocation, words: Sequence[str], changes: bool, follow: bool, lines: int) -> None:
     """The newest events in the order in which they came, every stage of each operation."""
     from lading.v1 import audit_log_pb2
-    from lading_client.documents import json_line
     from lading_client.paging import pages
 
     asked = read_query(invocation, words, changes).filter
@@ -125,16 +125,7 @@ def tail(invocation: Invocation, words: Sequence[str], changes: bool, follow: bo
     if not follow:
         show_events(invocation, found)
         return
-    if invocation.format not in ("table", "wide", "jsonl"):
-        raise click.UsageError("With -f the formats are table, wide and jsonl.")
-    table = output.table(LISTING, invocation.format)
-    next_index = found[-1].index + 1 if found else None
-    later = ([event] for event in invocation.client.tail(asked, from_index=next_index))
-    if not found:
-        # No heading yet: it is as wide as the first lines need.
-        invocation.say("Nothing yet. What comes is shown here.")
-    for events in chain([found] if found else [], later):
-        output.emit(table.lines(events) if invocation.format != "jsonl" else map(json_line, events))
+    follow_events(invocation, asked, LISTING, found)
 
 
 @audit.command(
@@ -218,5 +209,5 @@ def fields(invocation: Invocation) -> None:
         click.echo(click.wrap_text(" ".join(pairs), 78, "  ", "  "))
 
 
-for command in (show, export, verify, erase):
+for command in (show, export, verify, forget_log, erase):
     audit.add_command(command)

@@ -18,6 +18,7 @@ from lading_client.cli.invocation import Command, Invocation, pass_invocation
 if TYPE_CHECKING:
     from lading.transparency.note import Checkpoint, Key
     from lading.v1.audit_log_pb2 import GetCheckpointResponse
+    from lading_client.verify.broken import Changed
     from lading_client.verify.log_check import LogCheck
     from lading_client.verify.pins import Pin
     from lading_client.verify.served_log import Result, Told
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 BROKEN = 10
 """Exit code: the log is not whole."""
 TOLD_EVERY = 0.5  # seconds
+ROLLBACK = "log.rollback.accept"
 Found = tuple[list[tuple[str, str]], dict[str, Any]]
 """Lines for people, and the same for machines."""
 
@@ -63,7 +65,8 @@ def verify(
 
     Exit code 10 when it does not hold; then the first event that is wrong is named. Keys are believed at first sight
     and kept in logs.toml beside the config file: compare them once with those that the operator of the server gives.
-    Kept too is the tree that was found: the next verify proves that the log extends it.
+    Kept too is the tree that was found: the next verify proves that the log extends it. A log that does not is refused
+    until a person decides, see `lading audit forget-log --help`.
     """
     with refusing(invocation):
         if file is None:
@@ -81,7 +84,7 @@ def verify(
 def refusing(invocation: Invocation) -> Iterator[None]:
     """Says what is broken, and ends with the exit code for that."""
     from lading.transparency.note import InvalidNote
-    from lading_client.verify.broken import Broken
+    from lading_client.verify.broken import Broken, Changed
 
     try:
         yield
@@ -91,7 +94,50 @@ def refusing(invocation: Invocation) -> Iterator[None]:
         line = click.style(output.printable(str(broken)), fg="red")
         found = {"index": broken.index, "event": broken.event, "part": broken.part, "error": broken.what}
         _show(invocation, [(broken.part, line)], {"intact": False, **found})
+        if isinstance(broken, Changed):
+            for told in changed_words(invocation, broken):
+                invocation.say(told)
         raise click.exceptions.Exit(BROKEN) from None
+
+
+def changed_words(invocation: Invocation, changed: Changed) -> Iterator[str]:
+    """What may have happened to a log that is not the one seen before, and how a person goes on."""
+    from lading_client.verify import pins
+
+    if changed.key:
+        told = (
+            "Another key signs the log than the one this client believes. Either its operator made a new one, as after "
+            "the loss of the server's data directory, or somebody else answers in its place. Ask the operator for the "
+            "log's key, by another way than this server. If that is the new one:"
+        )
+        commands = ("lading audit forget-log --with-key", "lading audit verify --key VKEY")
+    else:
+        told = (
+            "Events that this client saw are not in the log any more. Either the database was restored from a backup "
+            f"and its newest events are lost, or somebody changed history. {_accepted(invocation)} This is for a "
+            f"person to decide: until then verify refuses, and {pins.path()} keeps what was seen. If the events are "
+            "lost for good, and you know why:"
+        )
+        commands = ("lading audit forget-log", "lading audit verify")
+    yield click.wrap_text(told, 78)
+    yield from (f"  {command}" for command in commands)
+
+
+def _accepted(invocation: Invocation) -> str:
+    """What the log itself says about having been restored."""
+    from lading.v1 import audit_log_pb2 as pb
+    from lading_client.errors import LadingError
+
+    wanted = pb.EventFilter(matches=[pb.Match(field=pb.FIELD_ACTION, values=[ROLLBACK])])
+    try:
+        found = invocation.client.audit.ListEvents(pb.ListEventsRequest(filter=wanted, page_size=1)).events
+    except LadingError:
+        return ""
+    if not found:
+        return f"Nobody says in the log that it was restored (lading audit ls action:{ROLLBACK})."
+    reason = json.dumps(output.printable(found[0].reason), ensure_ascii=False)
+    at = output.clock(found[0].recorded_at)
+    return f"Its operator says that it was restored: {reason}, {at} (lading audit show {found[0].id})."
 
 
 def _show(invocation: Invocation, lines: list[tuple[str, str]], found: dict[str, Any]) -> None:
@@ -109,12 +155,12 @@ def open_log(invocation: Invocation) -> tuple[GetCheckpointResponse, Key]:
     from lading_client.verify.served_log import open_answer, organization_of
 
     answer = invocation.client.audit.GetCheckpoint(pb.GetCheckpointRequest())
-    before = _pin(invocation)
+    before = known_pin(invocation)
     key, pin = pins.believe(before, answer.log_key, None)
     organization_of(key, invocation.org)
     open_answer(answer, key)
     if before is None:
-        pins.write(_pin_name(invocation), pin)
+        pins.write(pin_name(invocation), pin)
         _say_first_sight(invocation, key)
     return answer, key
 
@@ -125,7 +171,7 @@ def _served(invocation: Invocation, first: int, given: str | None, wanted: int, 
     from lading_client.verify.broken import Broken
     from lading_client.verify.served_log import TooShort, verify_log
 
-    began, before = time.monotonic(), _pin(invocation)
+    began, before = time.monotonic(), known_pin(invocation)
     try:
         result = verify_log(
             invocation.client,
@@ -144,7 +190,7 @@ def _served(invocation: Invocation, first: int, given: str | None, wanted: int, 
         invocation.say(f"New witness, not counted. If you know it: lading audit verify --witness-key {stranger}")
     if len(result.testimony.since(result.checkpoint.size)) < wanted:
         raise Broken(_too_few(result, wanted), part="witnesses")
-    pins.write(_pin_name(invocation), result.pin)
+    pins.write(pin_name(invocation), result.pin)
     if result.first_sight:
         _say_first_sight(invocation, result.key)
     return [
@@ -212,16 +258,18 @@ def _receipt(text: str, key_of: Callable[[str], Key]) -> Found:
     }
 
 
-def _pin_name(invocation: Invocation) -> str:
+def pin_name(invocation: Invocation) -> str:
     """Under which name this client keeps what it saw of the server's log."""
-    return f"{invocation.context.server}/{invocation.org}"
+    from lading_client.verify.pins import name_of
+
+    return name_of(invocation.context.server, invocation.org)
 
 
-def _pin(invocation: Invocation) -> Pin | None:
+def known_pin(invocation: Invocation) -> Pin | None:
     from lading_client.verify import pins
 
     try:
-        return pins.read().get(_pin_name(invocation))
+        return pins.read().get(pin_name(invocation))
     except ValueError as failure:
         raise click.ClickException(str(failure)) from None
 

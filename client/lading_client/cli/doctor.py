@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from lading_client.cli.invocation import Command, Invocation, pass_invocation
 
 SKEW_MAX = 5.0  # seconds
 CONNECT_WITHIN = 3.0  # seconds
+ASKED_MAX = 20
+"""Agents whose last session is looked up."""
+UNPROVEN = "proof: "
+"""So begins what an agent says that refuses the log."""
+REFUSES = "it refuses the log"
 HTTP_1 = re.compile("first frame, got frame type [1-9]")  # what gRPC says of it; of TLS it says type 0
 
 
@@ -134,19 +140,50 @@ def _agents(invocation: Invocation) -> Iterator[Finding]:
         yield Finding("agents", "note", str(error))
         return
     if not found:
+        why = _last_words(invocation)
         fix = "lading token create --kind agent NAME > NAME.token; lading agent run --token-file NAME.token"
-        yield Finding("agents", "bad", "There are no agents.", fix)
+        yield Finding("agents", "bad", f"There are no agents{why}.", "" if why else fix)
         return
     online = [agent for agent in found if agent.state == agents_pb2.AGENT_STATE_ONLINE]
     yield Finding("agents", "good" if online else "bad", f"{len(online)} of {len(found)} are online.")
+    asked = 0
     for agent in found:
         name = names.short(agent.name)
         if agent.banned:
             yield Finding("agents", "note", f"{name} is banned.", f"lading agents unban {name}")
         elif agent.state == agents_pb2.AGENT_STATE_OFFLINE:
-            yield Finding("agents", "note", f"{name} is offline since {output.clock(agent.last_seen_at)}.")
+            asked += 1
+            why = _last_words(invocation, name) if asked <= ASKED_MAX else ""
+            fix = "On its host: lading agent refusals   (restored? lading agent forget-log)" if REFUSES in why else ""
+            yield Finding("agents", "note", f"{name} is offline since {output.clock(agent.last_seen_at)}{why}.", fix)
         elif agent.drained:
             yield Finding("agents", "note", f"{name} is drained.", f"lading agents resume {name}")
+
+
+def _last_words(invocation: Invocation, agent: str = "") -> str:
+    """How the last session of an agent, or its last attempt at one, ended, as the log has it; empty when it does not
+    say. Without a name, of whichever agent came last."""
+    from lading.v1 import audit_log_pb2 as pb
+    from lading_client import errors, labels
+
+    wanted = pb.EventFilter(matches=[pb.Match(field=pb.FIELD_ACTION, values=["agent.connect"])], latest_only=True)
+    if agent:
+        wanted.matches.add(field=pb.FIELD_AGENT, values=[agent])
+    try:
+        request = pb.ListEventsRequest(filter=wanted, page_size=1, with_entries=True)
+        found = invocation.client.audit.ListEvents(request).events
+    except errors.LadingError:
+        return ""
+    if not found or found[0].stage != pb.STAGE_COMPLETED:
+        return ""
+    event = found[0]
+    closing = str(json.loads(event.entry_details).get("closing", "") if event.entry_details else "")
+    if closing.startswith(UNPROVEN):
+        ended = f"{REFUSES}: {closing.removeprefix(UNPROVEN)}"
+    else:
+        ended = f"its session ended: {closing}" if closing else f"it was refused: {event.error}" if event.error else ""
+    who = "" if agent else f" {labels.user(event.actor)} tried, and"
+    return f";{who} {ended.rstrip('.')}" if ended else ""
 
 
 def _clock(invocation: Invocation) -> Iterator[Finding]:

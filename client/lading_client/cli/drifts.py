@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
 
 from lading_client.cli import output
 from lading_client.cli.completion import complete_agents
-from lading_client.cli.events import read_query
+from lading_client.cli.events import follow_events, read_query
 from lading_client.cli.invocation import Command, Invocation, pass_invocation
 from lading_client.cli.output import Cell, Column, Listing
 from lading_client.cli.values import MOMENT
@@ -74,7 +73,6 @@ def events(
     not tell any more what had happened for a while.
     """
     from lading.v1 import audit_log_pb2
-    from lading_client.documents import json_line
 
     words = [f"action:{ACTION}"]
     words += [f"agent:{agent}"] if agent else []
@@ -89,13 +87,4 @@ def events(
     if not follow:
         output.show(invocation, LISTING, found)
         return
-    if invocation.format not in ("table", "wide", "jsonl"):
-        raise click.UsageError("With -f the formats are table, wide and jsonl.")
-    table = output.table(LISTING, invocation.format)
-    next_index = found[-1].index + 1 if found else None
-    later = ([event] for event in invocation.client.tail(asked, from_index=next_index))
-    if not found:
-        # No heading yet: it is as wide as the first lines need.
-        invocation.say("Nothing yet. What comes is shown here.")
-    for some in chain([found] if found else [], later):
-        output.emit(table.lines(some) if invocation.format != "jsonl" else map(json_line, some))
+    follow_events(invocation, asked, LISTING, found)

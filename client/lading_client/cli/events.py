@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
 
 from lading_client.cli import output
+from lading_client.cli.connection import Connection
 from lading_client.cli.invocation import Command, Invocation
 from lading_client.cli.output import Cell, Column, Listing
 from lading_client.cli.values import MOMENT
 
 if TYPE_CHECKING:
-    from lading.v1.audit_log_pb2 import Event
+    from lading.v1.audit_log_pb2 import Event, EventFilter
     from lading_client.query import Query
 
 
@@ -118,3 +120,20 @@ def show_events(invocation: Invocation, events: Iterable[Event], no_trunc: bool 
         output.emit(csv_lines(events))
     else:
         output.show(invocation, LISTING, events, no_trunc)
+
+
+def follow_events(invocation: Invocation, asked: EventFilter, listing: Listing[Event], found: Sequence[Event]) -> None:
+    """Show what was found, and what is committed after it, for ever; says when the server is away, and when back."""
+    from lading_client.documents import json_line
+
+    if invocation.format not in ("table", "wide", "jsonl"):
+        raise click.UsageError("With -f the formats are table, wide and jsonl.")
+    drawn = output.table(listing, invocation.format)
+    # No heading yet where nothing is found: it is as wide as the first lines need.
+    greeting = "" if found else "Nothing yet. What comes is shown here."
+    connection = Connection(invocation, "tail", greeting, "nothing will be left out")
+    next_index = found[-1].index + 1 if found else None
+    tail = invocation.client.tail(asked, from_index=next_index, begun=connection.begun, lost=connection.lost)
+    later = ([event] for event in tail)
+    for events in chain([found] if found else [], later):
+        output.emit(drawn.lines(events) if invocation.format != "jsonl" else map(json_line, events))

@@ -37,7 +37,7 @@ TOLD_EVERY = 0.5  # seconds
     lading audit export --since 30d --with-proofs --out audit.jsonl
     lading audit export --tiles acme-log""",
 )
-@click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), default="jsonl", help="[jsonl]")
+@click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), default="jsonl", help="Format. [jsonl]")
 @click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="File to write; replaced at the end.")
 @click.option("--limit", type=click.IntRange(0), default=0, help="Most events. [1 000 000]")
 @click.option("--with-proofs", is_flag=True, help="JSON Lines that `lading audit verify --file` can check.")

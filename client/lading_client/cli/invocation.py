@@ -6,6 +6,7 @@ A flag wins over the environment, the environment over the file.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -199,24 +200,41 @@ class Command(click.Command):
         super().__init__(*args, **settings)
         self.examples = examples
         own = {option for parameter in self.params for option in parameter.opts}
+        for parameter in self.params:
+            if isinstance(parameter.type, click.IntRange):
+                parameter.metavar = parameter.metavar or "N"
         self.params += [option for option in _options(hidden=True) if not own.intersection(option.opts)]
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """The whole first sentence: a list of commands wraps it."""
+        return super().get_short_help_str(limit=500)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help_text(ctx, formatter)
         if self.examples:
             with formatter.section("Examples"):
-                for line in self.examples.strip().splitlines():
-                    formatter.write(f"  {line.strip()}\n")
+                write_examples(formatter, self.examples)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write("\nOptions of every command: lading --help\n")
 
 
 class Group(click.Group):
-    """A group of such commands."""
+    """A group of such commands, which are shown in the order in which they were made: the ones used most come first."""
 
     command_class = Command
     group_class = type
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def write_examples(formatter: click.HelpFormatter, examples: str) -> None:
+    """One on each line; what a command does is below it where there is no room beside all of them."""
+    lines = [line.strip() for line in examples.strip().splitlines()]
+    narrow = any("  " in line and len(line) + 2 > formatter.width for line in lines)
+    for line in lines:
+        formatter.write(f"  {re.sub(r' {2,}', chr(10) + ' ' * 6, line) if narrow else line}\n")
 
 
 def global_options() -> Sequence[click.Parameter]:

@@ -72,7 +72,7 @@ def _show(invocation: Invocation, rollout: Rollout) -> Rollout:
 def _watched(client: Client, rollout: Rollout, lost: Callable[[LadingError], None]) -> Iterator[Rollout]:
     """Each change until the end; a lost connection is taken up again, and `lost` is told of it once."""
     from lading.v1 import rollouts_pb2
-    from lading_client.tail import PASSING
+    from lading_client.resumption import PASSING
 
     request = rollouts_pb2.WatchRolloutRequest(name=rollout.name)
     away = False

@@ -17,3 +17,11 @@ class Broken(Exception):
             return f"BROKEN: {self.what}"
         event = f" (event {self.event})" if self.event else ""
         return f"BROKEN at #{self.index}{event}: {self.what}. Events before it are intact."
+
+
+@dataclass(eq=False)
+class Changed(Broken):
+    """The log is not the one that this client saw before. `key`: that of the log is another too."""
+
+    part: str = "checkpoint"
+    key: bool = False

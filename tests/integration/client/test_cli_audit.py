@@ -12,7 +12,7 @@ from google.rpc import code_pb2
 
 from lading.v1 import audit_log_pb2
 from tests.integration.client.conftest import Lading, make_token
-from tests.integration.client.fake_server import Fleet
+from tests.integration.client.fake_server import Fleet, error_info
 
 
 @pytest.fixture
@@ -115,6 +115,31 @@ def test_a_followed_tail_shows_each_event_once(events: Fleet, address: str, home
     assert seen == ["e4", "e5", "e6", "e7"]
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def test_a_tail_that_is_refused_for_now_does_not_say_that_the_server_is_away(
+    events: Fleet, address: str, home: pathlib.Path
+) -> None:
+    events.fail("TailEvents", code_pb2.RESOURCE_EXHAUSTED, "too many tails", error_info("OVERLOADED"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "lading_client.cli", "audit", "tail", "-f", "-n", "3", "-o", "jsonl"],
+        env={**os.environ, "LADING_SERVER": address, "LADING_TOKEN": make_token()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        said = process.stderr.readline()
+        events.events.append(audit_log_pb2.Event(id="e7", index=7))
+        again = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert said == (
+        "The server does not serve this tail now (RESOURCE_EXHAUSTED: too many tails). "
+        "Trying again until it does; nothing will be left out.\n"
+    )
+    assert again == "The server serves this tail again.\n"
+    assert process.returncode == 130
 
 
 def test_stats_counts(events: Fleet, lading: Lading) -> None:

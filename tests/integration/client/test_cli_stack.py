@@ -4,9 +4,11 @@ import base64
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
+from importlib import metadata
 
 import pytest
 
@@ -14,6 +16,7 @@ from lading.transparency import note
 from lading.transparency.result import InvalidResult, Statement, verify_result
 from lading.v1 import audit_log_pb2
 from lading_client import Client
+from tests.process import wait_until
 from tests.stack import LADING, Stack
 
 SLEEP = ["/bin/sh", "-c", "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done"]
@@ -179,6 +182,87 @@ def test_a_service_records_and_tails(running: Stack) -> None:
             seen[event.action] = event
     assert seen["project.create"].reason == "new"
     assert seen["task.update"].actor.id == "ada"
+
+
+def test_a_followed_tail_says_that_the_server_is_away_and_back_and_leaves_nothing_out(
+    stack: Stack, tmp_path: pathlib.Path
+) -> None:
+    server = stack.start_server()
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        tail = subprocess.Popen(
+            [LADING, "audit", "tail", "-f", "action:task.update", "-o", "jsonl"],
+            env={**os.environ, "LADING_SERVER": stack.address, "LADING_TOKEN": stack.admin_token},
+            stdout=stdout,
+            stderr=stderr,
+        )
+    indexes: list[int] = []
+
+    def record() -> None:
+        with Client(stack.address, token=stack.admin_token) as lading:
+            indexes.extend(lading.record("task.update", ["task:42"]) for _ in range(3))
+
+    def told() -> list[str]:
+        return [line.partition(" (")[0] for line in err.read_text().splitlines()]
+
+    try:
+        wait_until(told, "the tail has begun")
+        record()
+        server.kill()
+        wait_until(lambda: told()[1:], "it says that the server is away")
+        stack.start_server()
+        record()
+        wait_until(lambda: len(out.read_text().splitlines()) >= len(indexes), "it shows what came meanwhile")
+    finally:
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(20) == 130
+    assert [int(json.loads(line)["index"]) for line in out.read_text().splitlines()] == indexes
+    assert told()[:3] == ["Nothing yet. What comes is shown here.", "The server is away", "The server is back."]
+    assert told()[3:] == ["", "Interrupted."]
+
+
+def test_watched_agents_go_on_when_the_server_was_away(stack: Stack, tmp_path: pathlib.Path) -> None:
+    server = stack.start_server()
+    stack.start_agent("dock-1")
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        watch = subprocess.Popen(
+            [LADING, "agents", "ls", "-w", "-o", "jsonl"],
+            env={**os.environ, "LADING_SERVER": stack.address, "LADING_TOKEN": stack.admin_token},
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+    def told() -> list[str]:
+        return [line.partition(" (")[0] for line in err.read_text().splitlines()]
+
+    try:
+        wait_until(out.read_text, "it shows the agent")
+        server.terminate()
+        wait_until(told, "it says that the server is away")
+        stack.start_server()
+        wait_until(lambda: told()[1:], "it says that the server is back")
+        stack.start_agent("dock-2")
+        wait_until(lambda: '"agents/dock-2"' in out.read_text(), "it shows the agent that came later")
+    finally:
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(20) == 130
+    assert told() == ["The server is away", "The server is back.", "", "Interrupted."]
+
+
+def test_version_names_that_of_the_server_where_it_answers(stack: Stack) -> None:
+    stack.start_server()
+    mine = metadata.version("lading")
+    found = json.loads(stack.lading("version", "-o", "json").stdout)
+    assert found == {"client": mine, "protocol": "lading.v1", "server": mine}
+    for options, token in ((("--server", "127.0.0.1:1"), None), ((), "not.a.token"), (("--org", "globex"), None)):
+        began = time.monotonic()
+        done = stack.lading("version", *options, token=token)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"server +not known: \S", done.stdout)
+        assert time.monotonic() - began < 20
+    away = json.loads(stack.lading("version", "--server", "127.0.0.1:1", "-o", "json").stdout)
+    assert (away["server"], away["server_unknown"]) == ("", "127.0.0.1:1 does not answer (lading doctor)")
 
 
 def test_tokens_roles_and_logs(running: Stack) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
 
 import pytest
 
+from lading.transparency import note
 from lading_client import Client
 from lading_client.verify.broken import Broken
 from lading_client.verify.log_check import LogCheck
@@ -102,6 +104,51 @@ def test_row_changed_in_the_database_is_found(running: Stack) -> None:
     assert done.returncode == 10, done.stdout + done.stderr
     assert id in done.stdout
     assert "`reason`" in done.stdout
+
+
+def test_after_an_accepted_rollback_each_who_saw_more_is_told_how_to_go_on(running: Stack, stopped: Stack) -> None:
+    server, agent = running.processes[-1], running.start_agent("dock-1", processes={"web": SLEEP})
+    assert running.lading("start", "dock-1/web").returncode == 0, "its command brought the agent a newer tree"
+    assert running.lading("audit", "verify").returncode == 0
+    agent.terminate()
+    server.terminate()
+    shutil.copy(stopped.folder / "server" / "lading.db", running.folder / "server")
+    for organization in ("system", "acme"):
+        where = ("--data", str(running.folder / "server"), "--org", organization)
+        done = running.lading("server", "accept-rollback", *where, "--reason", "disk of db-1 died")
+        assert done.returncode == 0, done.stderr
+    running.start_server()
+    with Client(running.address, token=running.admin_token) as client:
+        for _ in range(40):  # more than there was before: nothing but its content shows that it is another log
+            client.record("task.update", ["task:42"])
+
+    refused = running.lading("audit", "verify")
+    assert (refused.returncode, "are not those that this client saw" in refused.stdout) == (10, True)
+    told = " ".join(refused.stderr.split())
+    assert 'Its operator says that it was restored: "disk of db-1 died"' in told
+    assert "lading audit forget-log lading audit verify" in told
+    assert running.lading("audit", "verify", "-q").stderr == ""
+    forgotten = json.loads(running.lading("audit", "forget-log", "-o", "json").stdout)
+    assert (forgotten["log"], forgotten["key_forgotten"]) == (f"{running.address}/acme", False)
+    accepted = running.lading("audit", "verify")
+    assert accepted.returncode == 0, accepted.stdout + accepted.stderr
+    assert "First sight" not in accepted.stderr, "the key is believed as before"
+
+    agent = running.start_agent("dock-1", processes={"web": SLEEP}, wait=False)
+    agent.wait_until(lambda: "; it refuses the log: the tree of" in running.lading("doctor").stdout, "doctor says why")
+
+    assert running.lading("audit", "forget-log", "--with-key").returncode == 0
+    assert "Nothing is known of" in running.lading("audit", "forget-log").stderr
+
+
+def test_another_key_is_not_believed_and_the_words_say_what_to_ask(running: Stack) -> None:
+    assert running.lading("audit", "verify").returncode == 0
+    (path,) = running.folder.rglob("logs.toml")
+    other = note.Key("x/acme", note.ED25519, bytes(32))
+    path.write_text(re.sub(r"\nkey = .*", f'\nkey = "{other}"', path.read_text()))
+    refused = running.lading("audit", "verify")
+    assert refused.returncode == 10
+    assert "lading audit forget-log --with-key" in refused.stderr
 
 
 def test_receipt_verifies_without_the_server(running: Stack, tmp_path: pathlib.Path) -> None:

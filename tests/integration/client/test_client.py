@@ -141,6 +141,16 @@ def test_a_tail_goes_on_after_a_lost_connection_without_gap_or_repeat(fleet: Fle
     assert [request.from_index for request in fleet.asked("TailEvents")] == [1, 3, 5]
 
 
+def test_a_followed_log_without_output_goes_on_where_its_server_stops(fleet: Fleet, address: str) -> None:
+    fleet.logs = [containers_pb2.StreamContainerLogsResponse(data=b"up\n", position="1")]
+    fleet.fail("StreamContainerLogs", code_pb2.UNAVAILABLE, "the server is stopping", error_info("STOPPING"), times=4)
+    lost: list[str] = []
+    with Client(address) as lading:
+        pieces = list(lading.logs("dock-1/web", follow=True, lost=lambda failure: lost.append(failure.reason)))
+    assert [piece.data for piece in pieces] == [b"up\n"]
+    assert lost == ["STOPPING"]
+
+
 def test_a_tail_that_never_began_fails(fleet: Fleet, address: str) -> None:
     fleet.fail("TailEvents", code_pb2.PERMISSION_DENIED, "no")
     with Client(address) as lading, pytest.raises(errors.PermissionDenied):

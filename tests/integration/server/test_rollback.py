@@ -133,6 +133,23 @@ async def test_accepted_rollback_goes_on_and_is_recorded_in_both_logs(
     check_trees(any_settings.database_url)
 
 
+async def test_command_says_once_what_to_accept_first(settings: Settings, tmp_path: pathlib.Path) -> None:
+    await gone_back(settings, tmp_path)
+    where = ("accept-rollback", "--data", str(settings.data), "--reason", "disk died")
+    done = await command(*where, "--org", "acme")
+    assert done.exit_code == 1
+    (first, *commands) = done.stderr.splitlines()
+    assert "the log of system went back too" in first
+    assert [line.strip() for line in commands] == [
+        "lading server accept-rollback --org system --reason TEXT",
+        "lading server accept-rollback --org acme --reason TEXT",
+    ]
+    for organization in (SYSTEM, "acme"):
+        done = await command(*where, "--org", organization)
+        assert done.exit_code == 0, done.stderr
+    assert "lading audit forget-log" in done.stderr
+
+
 async def test_accepting_is_for_what_went_back_alone(any_settings: Settings) -> None:
     async with running(any_settings) as server:
         await checkpoint(server)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lading.v1 import containers_pb2
 from lading_client import errors
 from lading_client.log_reader import PATIENCE, LogReader
+from lading_client.resumption import SERVED
 
 Piece = containers_pb2.StreamContainerLogsResponse
 LOST = errors.Unavailable("connection reset")
@@ -45,6 +46,26 @@ def test_a_first_call_that_fails_is_the_callers_to_know() -> None:
     reader.request()
     with pytest.raises(errors.Unavailable):
         reader.delay(LOST)
+
+
+@pytest.mark.parametrize(
+    ("failure", "seconds"), [(errors.Unavailable(reason="STOPPING"), 0.0), (LOST, SERVED)], ids=["stopping", "lost"]
+)
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_followed_log_that_is_empty_so_far_goes_on_from_its_start(
+    failure: errors.LadingError, seconds: float, follow: bool
+) -> None:
+    times = iter([100.0, 100.0 + seconds, 200.0])
+    reader = LogReader(asked(follow=follow, tail=3), clock=lambda: next(times))
+    first = reader.request()
+    if not follow:
+        with pytest.raises(errors.Unavailable):
+            reader.delay(failure)
+        return
+    assert reader.delay(failure) <= 0.4
+    assert reader.request() == first
+    assert reader.delay(LOST) <= 0.8, "the server is still away"
+    assert reader.take(Piece(data=b"one", position="1")) == Piece(data=b"one", position="1")
 
 
 def test_what_cannot_pass_by_itself_is_not_tried_again() -> None:

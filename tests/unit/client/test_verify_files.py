@@ -192,6 +192,30 @@ def test_entry_that_was_changed_in_a_folder_is_named(folder: pathlib.Path) -> No
     path.write_bytes(before)
 
 
+def test_pin_of_several_servers_is_found_in_any_order(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    name = "10.0.0.1:7443,10.0.0.2:7443/acme"
+    for server in ("10.0.0.2:7443,10.0.0.1", " 10.0.0.1:7443, 10.0.0.2:7443,10.0.0.1:7443"):
+        assert pins.name_of(server, "acme") == name
+    assert pins.name_of("not an address/", "acme") == "not an address//acme"
+    pins.write("10.0.0.2,10.0.0.1/acme", Pin(str(LOG.key), 7, "aa"))
+    older = pins.path().read_text().replace('"10.0.0.1:7443,10.0.0.2:7443/acme"', '"10.0.0.2,10.0.0.1/acme"')
+    pins.path().write_text(older)  # as it was kept before: by the text of --server
+    assert pins.read() == {name: Pin(str(LOG.key), 7, "aa")}
+    larger = older.replace("10.0.0.2,10.0.0.1", "10.0.0.1,10.0.0.2").replace("size = 7", "size = 9")
+    pins.path().write_text(older + larger)
+    assert pins.read() == {name: Pin(str(LOG.key), 9, "aa")}, "the larger one is kept"
+    pins.write(name, Pin(str(LOG.key), 10, "bb"))
+    assert pins.path().read_text().count("[logs.") == 1
+    pins.path().write_text(older + larger.replace(str(LOG.key), "another"))
+    for refused in (pins.read, lambda: pins.write("127.0.0.1/other", None)):
+        with pytest.raises(
+            ValueError, match=r'"10\.0\.0\.2,10\.0\.0\.1/acme" and "10\.0\.0\.1,10\.0\.0\.2/acme" .* two keys'
+        ):
+            refused()
+    assert pins.path().read_text().count("[logs.") == 2, "neither is dropped"
+
+
 def test_pins_are_kept_by_log_and_survive_odd_names(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert pins.read() == {}
@@ -203,6 +227,8 @@ def test_pins_are_kept_by_log_and_survive_odd_names(tmp_path: pathlib.Path, monk
     assert pins.find_key(LOG.key.name, None) == LOG.key
     with pytest.raises(LookupError):
         pins.find_key("else/acme", None)
+    pins.write("[::1]:7443/other", None)
+    assert list(pins.read()) == ["127.0.0.1:7443/acme"]
     pins.path().write_text("logs = 3")
     with pytest.raises(ValueError, match=r"logs\.toml"):
         pins.read()
