@@ -86,8 +86,8 @@ class Session:
     says that commands wait in the database, `queued` how many are being put there, and `flushing` that they are being
     sent, so that newer ones must not overtake them; `growing` that it is being shown the log alone. `sight` is the tree
     of the log that the agent was shown last, `turn` the number of the proof that is next, and `turns` those that wait
-    for theirs. `resent`: commands that
-    were sent a second time; `cancelled`: those that it was asked to stop, with whether it had acknowledged them then.
+    for theirs. `resent`: commands that were sent a second time; `cancelled`: those that it was asked to stop, with
+    whether it had acknowledged them then.
     `heartbeat` and `lease` in seconds. `boot` and `journal` as in Hello. `began_at`: microseconds since the epoch.
     `ends_at`: when it is drained for its age, as `time.monotonic`. `probes`: canaries that somebody waits for, by
     nonce. `allowance`: of what it may put into the log of its own accord.

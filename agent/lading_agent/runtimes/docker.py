@@ -47,6 +47,8 @@ SILENT = ("exec_", "attach", "detach", "top", "resize", "copy", "archive-path", 
 # What an event says beside its action; the labels, which are there too, may hold anything.
 ATTRIBUTES = ("exitCode", "signal", "image", "oldName")
 EVENTS = "events"
+# The container was removed, another one has its name, or its log was rotated: then there is nothing more to read.
+GONE = (StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION, StatusCode.OUT_OF_RANGE)
 HAS_TAG_OR_DIGEST = re.compile(r"(:[^/]+|@[^/]+)$")
 
 
@@ -196,10 +198,13 @@ class DockerRuntime:
         if query.follow and not self._engine.is_podman:
             # Docker may end what it has somebody follow before the last that the container wrote is in the log.
             rest = replace(query, follow=False, after=str(bookmark))
-            with contextlib.suppress(RuntimeFailure):  # it was removed since
+            try:
                 async with aclosing(self.logs(name, rest)) as pieces:
                     async for piece in pieces:
                         yield piece
+            except RuntimeFailure as error:
+                if error.code not in GONE:  # else whoever reads it would take what it has for all of it
+                    raise
 
     async def _find_tail(self, id: str, tty: bool, query: LogQuery) -> tuple[int, int]:
         """Since when to read to get the last lines, and how many entries come before them."""

@@ -62,6 +62,20 @@ async def test_what_an_engine_leaves_out_at_the_end_of_a_followed_log_comes(
     assert b"".join(piece.data for piece in got) == b"line 0\nline 1\nline 2\n"
 
 
+@pytest.mark.parametrize(("status", "ends_well"), [("404 Not Found", True), ("503 Service Unavailable", False)])
+async def test_a_followed_log_whose_end_cannot_be_read_ends_well_only_where_there_is_none(
+    tmp_path: pathlib.Path, status: str, *, ends_well: bool
+) -> None:
+    answers = {
+        "/containers/web/json": http({**INSPECTION, "Id": "a" * 64}),
+        f"/containers/{'a' * 64}/logs followed": http(b""),
+        f"/containers/{'a' * 64}/logs": http({"message": "no"}, status),
+    }
+    async with listening(Engine(None, answers), tmp_path) as runtime, asyncio.timeout(10):
+        with contextlib.nullcontext() if ends_well else pytest.raises(RuntimeFailure):
+            assert [piece async for piece in runtime.logs("web", LogQuery(follow=True))] == []
+
+
 async def test_a_line_longer_than_any_buffer_is_one_document() -> None:
     long = "x" * 300_000
     data = f'{{"a": "{long}"}}\n\n{{"b": 1}}\n'.encode()
