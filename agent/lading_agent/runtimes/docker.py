@@ -275,7 +275,8 @@ class DockerRuntime:
         async with aclosing(self._events(since_ns, {"container": [name]})) as events:
             with contextlib.suppress(TimeoutError, StopAsyncIteration):
                 while True:
-                    found.append(await asyncio.wait_for(anext(events), SILENCE))
+                    async with asyncio.timeout(SILENCE):  # `wait_for` loses a cancellation in Python 3.11
+                        found.append(await anext(events))
         return found
 
     async def _events(self, since_ns: int, filters: dict[str, list[str]]) -> AsyncGenerator[RuntimeEvent, None]:

@@ -204,12 +204,15 @@ class Audit(grpc.aio.ServerInterceptor):
                 validation.check(method.checks, request)
             await self._begin(call, method, context)
             self._streams[task] = (call, method)
-            if inspect.isasyncgenfunction(behaviour):
-                async with contextlib.aclosing(behaviour(request, context)) as replies:
-                    async for message in replies:
-                        await context.write(message)
-            else:
-                reply = await behaviour(request, context)
+            try:
+                if inspect.isasyncgenfunction(behaviour):
+                    async with contextlib.aclosing(behaviour(request, context)) as replies:
+                        async for message in replies:
+                            await context.write(message)
+                else:
+                    reply = await behaviour(request, context)
+            finally:
+                self._streams.pop(task, None)  # it has ended: nobody cuts off its record and its answer
             raw = handler.response_serializer(reply) if reply is not None else b""
             code = real.code()
             if code not in (None, 0, grpc.StatusCode.OK):
@@ -222,8 +225,6 @@ class Audit(grpc.aio.ServerInterceptor):
                 task.uncancel()  # ended by `_look`, not by the caller
                 failure = call.refused
             await self._fail(call, method, context, failure)
-        finally:
-            self._streams.pop(task, None)
 
     async def _begin(self, call: Call, method: Method, context: Context) -> None:
         """Record that a stream has begun; what came to disk after its caller was refused has an end all the same."""

@@ -39,7 +39,7 @@ LINGER_STEP_SECONDS = 0.001
 """It ends with the first step in which nobody came."""
 LINGER_FROM = 2
 """So many waiting, now or in the last batch, mean load: then it pays to wait while company keeps coming."""
-ANSWER_SECONDS = 1.8
+ANSWER_SECONDS = 1.6
 """Callers are told UNAVAILABLE when the database has not answered for this long: below the 2 s that are promised."""
 BUSY_FROM = 16
 """A batch of so many units means that many are asking for much: what can be said together is, then."""

@@ -92,7 +92,7 @@ class Execs:
                     yield piece
             if relay.attached.is_set():
                 with contextlib.suppress(TimeoutError):
-                    while (piece := await asyncio.wait_for(relay.take(), LAST_PIECES_SECONDS)) is not None:
+                    while (piece := await _take(relay, LAST_PIECES_SECONDS)) is not None:
                         yield piece
         except errors.Error as failure:
             if settling.done():
@@ -119,6 +119,12 @@ class Execs:
     async def _cancel(self, call: Call, command: str) -> None:
         with contextlib.suppress(errors.Error):
             await self._dispatcher.cancel(call, command)
+
+
+async def _take(relay: Relay, seconds: float) -> Any:
+    """The next piece of a relay. Raises TimeoutError. Not by `wait_for`, which in Python 3.11 loses a cancellation."""
+    async with asyncio.timeout(seconds):
+        return await relay.take()
 
 
 async def pass_on(message: Any, relay: Relay) -> None:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ANSWER_SECONDS = 1.8
+ANSWER_SECONDS = 1.6
 """A caller is told UNAVAILABLE after this long: below the 2 s that are promised."""
 WAITING_MAX = 1_000
 PROGRESS_STEPS = 50_000

@@ -8,11 +8,12 @@ import pytest
 from grpc import StatusCode
 from grpc.aio import EOF, AioRpcError
 
-from lading.v1 import agents_pb2, audit_log_pb2, containers_pb2
+from lading.v1 import agent_link_pb2, agents_pb2, audit_log_pb2, containers_pb2
 from lading_server.event import Outcome, Stage
 from lading_server.settings import Settings
 from tests.integration.server.commands import WEB
 from tests.integration.server.fake_agent import connected
+from tests.integration.server.ledgers import busy
 from tests.integration.server.running import Running, running
 
 MUCH_LONGER_SECONDS = 120.0
@@ -45,3 +46,21 @@ async def test_stream_without_an_end_is_told_to_go_on_elsewhere(settings: Settin
         started, ended = server.events(action=ACTIONS[method])
         assert started.stage is Stage.STARTED
         assert ended.summary == (Stage.COMPLETED, Outcome.FAILURE, StatusCode.UNAVAILABLE.value[0])
+
+
+@pytest.mark.parametrize("end", [StatusCode.OK, StatusCode.NOT_FOUND])
+async def test_stream_that_has_ended_is_answered_though_the_server_stops(settings: Settings, end: StatusCode) -> None:
+    """It was cut off while its end was being recorded: then gRPC did not end the call, and the stop waited for it."""
+    async with running(settings) as server, connected(server) as agent:
+        stream = open_stream(server, "StreamContainerLogs")
+        bulk = await agent.bulk((await agent.take("open_bulk")).session)
+        await bulk.write(agent_link_pb2.BulkRequest(data=b"one\n"))
+        await stream.read()
+        async with busy(server.ledger):
+            await bulk.write(agent_link_pb2.BulkRequest(end=agent_link_pb2.BulkEnd(code=end.value[0])))
+            await server.waiting(2)  # the ends of both streams
+            server.server._audit.stop_in(MUCH_LONGER_SECONDS)
+        async with asyncio.timeout(MUCH_LONGER_SECONDS / 2):
+            assert await stream.code() is end
+        ended = server.events(action="container.logs", stage=Stage.COMPLETED)
+        assert [event.code for event in ended] == [end.value[0]]
