@@ -117,6 +117,7 @@ class Session:
         self._before = before
         self._drain: Drain | None = None
         self._drained_at = 0.0
+        self._hung_up = False
         self._stale: set[int] = set()
         self._call: Call | None = None
         self._fault: BaseException | None = None
@@ -133,7 +134,8 @@ class Session:
         return Progress(self._epoch, self._processed) if self._epoch else self._before
 
     def leave(self, reason: str) -> None:
-        """Say Goodbye after all that waits, and nothing after it; `run` returns when the server has ended it too."""
+        """Say Goodbye after all that waits, and nothing after it; `run` returns when the server has ended it too. How
+        long to wait for that is for the caller to say."""
         self.send(ConnectRequest(goodbye=Goodbye(reason=reason, restart_expected=True)))
         self._outbox.put_nowait(None)
 
@@ -162,10 +164,11 @@ class Session:
         except TimeoutError:
             return Ending(f"no Welcome within {WELCOME_WITHIN:g} s")
         except asyncio.CancelledError:
-            # Of the call, by a part that failed; or of this task, by who runs it.
-            if self._fault is None:
+            # Of the call, by a part that failed or at the end of a drain; or of this task, by who runs it.
+            if self._fault is not None:
+                return self._fail(self._fault)
+            if not self._hung_up:
                 raise
-            return self._fail(self._fault)
         except Exception as error:
             return self._fail(error)
         finally:
@@ -320,6 +323,16 @@ class Session:
         log.info("the server asks to connect anew: %s", drain.reason or "no reason given")
         await self._worker.idle(DRAIN_WITHIN)
         self.leave(f"drained: {drain.reason}")
+        await asyncio.sleep(LAST_WORDS_WITHIN)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End a session that the server does not end: a status can be lost, and nothing else would come after it, as
+        keepalive finds the server alive. What is being taken is still taken: only the reading is broken off."""
+        log.warning("the server has not ended the session %g s after Goodbye: leaving", LAST_WORDS_WITHIN)
+        self._hung_up = True
+        if self._call is not None:
+            self._call.cancel()
 
     async def _beat(self, welcome: Welcome) -> None:
         """Heartbeats, each a little off, so that a fleet's do not come together."""

@@ -128,6 +128,7 @@ class Session:
     lease_written_at: float = field(default_factory=time.monotonic)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     turns: "dict[int, asyncio.Future[None]]" = field(default_factory=dict)
+    posted: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     async def send(self, frame: Any) -> None:
         """Number a frame and write it; waits while the agent does not read. Raises AgentOffline."""
@@ -139,6 +140,14 @@ class Session:
                 await self.write(frame)
             except errors.CallerGone as failure:
                 raise errors.AgentOffline(f"agent {self.agent} went away") from failure
+
+    async def post(self, frame: Any) -> None:
+        """As `send`, for who may stop waiting for it: a frame that is cut off on its way would leave its number out,
+        and the agent would take the session for broken. Raises AgentOffline."""
+        sending = asyncio.get_running_loop().create_task(self.send(frame))
+        self.posted.add(sending)
+        sending.add_done_callback(self.posted.discard)
+        await asyncio.shield(sending)
 
     async def show(self, frame: Any, turn: int) -> None:
         """Send a frame with a proof when its turn comes, for each goes on from the tree of the one before; None passes
@@ -166,8 +175,8 @@ class Session:
         self.turns.clear()
 
     def end(self, failure: errors.Error) -> None:
-        """End the session: its stream answers with `failure`."""
-        if self.failure is None:
+        """End the session: its stream answers with `failure`, unless it is over already."""
+        if self.failure is None and not self.closed:
             self.failure = failure
             self.task.cancel()
 

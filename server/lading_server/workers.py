@@ -35,12 +35,13 @@ class CannotBind(errors.Error):
 
 @dataclass(eq=False)
 class Worker:
-    """One life of one process. `serves`: its address, once it serves; empty when it ended before."""
+    """One life of one process. `serves`: its address, once it serves; empty when it ended before. `told`: to stop."""
 
     process: asyncio.subprocess.Process
     serves: "asyncio.Future[str]"
     ended: "asyncio.Task[int]"
     began_at: float = field(default_factory=time.monotonic)
+    told: bool = False
 
 
 class Workers:
@@ -64,7 +65,12 @@ class Workers:
             )
         self._settings, self._count, self._options = settings, count, options
         self._current: dict[int, Worker] = {}
+        # All that have not ended: those of `_current`, one that is to take a place, one that had it.
+        self._living: set[Worker] = set()
+        # Whoever puts a worker in a place looks first at who has it, and nobody else may in between.
+        self._placing = asyncio.Lock()
         self._deaths: dict[int, int] = {}
+        self._begun = False
         self._stopping = asyncio.Event()
         self._rolling: asyncio.Task[None] | None = None
 
@@ -85,10 +91,12 @@ class Workers:
             if port_file is not None:
                 write_port(port_file, self._settings.listen)
             keepers = [asyncio.create_task(self._keep(number)) for number in self._current]
+            self._begun = True
             await self._stopping.wait()
-            for task in [*keepers, *([self._rolling] if self._rolling else [])]:
+            starting = [*keepers, *([self._rolling] if self._rolling else [])]
+            for task in starting:
                 task.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            await asyncio.gather(*starting, return_exceptions=True)
             return await self._end()
 
     async def _begin(self) -> bool:
@@ -118,33 +126,41 @@ class Workers:
             pause = random.uniform(longest / 2, longest)
             say(f"worker {number} {said_of(code)}; starting it anew in {pause:.1f} s")
             await asyncio.sleep(pause)
-            await self._spawn(number)
+            async with self._placing:
+                if self._current[number] is worker:  # else it was replaced meanwhile
+                    await self._spawn(number)
 
     def _roll(self) -> None:
+        """Not while they are replaced already, nor before all have begun, nor once they are to stop."""
+        if not self._begun or self._stopping.is_set():
+            return
         if self._rolling is None or self._rolling.done():
             self._rolling = asyncio.create_task(self._replace_all())
 
     async def _replace_all(self) -> None:
         """Crash order: whatever dies here is started anew, by its number."""
         for number in range(1, self._count + 1):
-            older = self._current[number]
             newer = await self._launch(number)
             if not await newer.serves:
-                say(f"the new worker {number} {said_of(await newer.ended)}: the others are left as they are")
+                code = await asyncio.shield(newer.ended)
+                say(f"the new worker {number} {said_of(code)}: the others are left as they are")
                 return
-            self._current[number] = newer
+            async with self._placing:
+                # Who has the place now: the one that had it before may have died, and been started anew.
+                older, self._current[number] = self._current[number], newer
             await terminate(older)
             say(f"worker {number} is replaced")
 
     def _stop(self) -> None:
         if self._stopping.is_set():
-            for worker in self._current.values():
+            for worker in self._living:
                 signal_to(worker, signal.SIGTERM)  # its second one: it stops at once
         self._stopping.set()
 
     async def _end(self) -> int:
         """Stop all; 0 when every one of them stopped in order, else the code of one that did not."""
-        codes = await asyncio.gather(*(terminate(worker) for worker in self._current.values()))
+        everyone = dict.fromkeys([*self._current.values(), *self._living])
+        codes = await asyncio.gather(*(terminate(worker) for worker in everyone))
         return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
     async def _spawn(self, number: int) -> Worker:
@@ -164,7 +180,10 @@ class Workers:
             process_group=0,  # a terminal's Ctrl-C is for the parent, which tells its workers
         )
         serves: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        return Worker(process, serves, asyncio.create_task(self._attend(number, process, serves)))
+        worker = Worker(process, serves, asyncio.create_task(self._attend(number, process, serves)))
+        self._living.add(worker)
+        worker.ended.add_done_callback(lambda _: self._living.discard(worker))
+        return worker
 
     async def _attend(self, number: int, process: asyncio.subprocess.Process, serves: "asyncio.Future[str]") -> int:
         """Pass on what a worker says; its exit code."""
@@ -199,15 +218,18 @@ def signal_to(worker: Worker, number: signal.Signals) -> None:
 
 
 async def terminate(worker: Worker) -> int:
-    """Have a worker stop; its exit code. One that the signal kills had not begun to serve: that is in order."""
-    signal_to(worker, signal.SIGTERM)
+    """Have a worker stop; its exit code. One that the signal kills had not begun to serve: that is in order. One that
+    was told already is only waited for: a second signal would have it stop at once."""
+    if not worker.told:
+        worker.told = True
+        signal_to(worker, signal.SIGTERM)
     try:
         async with asyncio.timeout(STOP_SECONDS_MAX):
             code = await asyncio.shield(worker.ended)
             return 0 if code == -signal.SIGTERM else code
     except TimeoutError:
         signal_to(worker, signal.SIGKILL)
-        return await worker.ended
+        return await asyncio.shield(worker.ended)
 
 
 def bind(listen: str) -> socket.socket:

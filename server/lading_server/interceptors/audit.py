@@ -13,7 +13,7 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
@@ -27,7 +27,7 @@ from lading_server.arrears import Arrears
 from lading_server.call import Call, Change
 from lading_server.clock import Clock, new_id, now
 from lading_server.errors import Code
-from lading_server.event import ActorType, Outcome, Stage
+from lading_server.event import ActorType, Event, Outcome, Stage
 from lading_server.interceptors import access, methods, repeats, status, validation
 from lading_server.interceptors.context import Context, Ending
 from lading_server.interceptors.flood import Flood
@@ -44,6 +44,8 @@ WATCH_SECONDS = 1.0
 OPERATION_KEY = "lading-operation"
 CONNECT = "/lading.v1.AgentLink/Connect"
 CUT_OFF = "the server stopped before the call had ended"
+UNWRITABLE = (errors.LedgerUnavailable, errors.LedgerOverloaded)
+"""Then the log takes no record of the failure either."""
 
 NO_HANDLER: Any = grpc.unary_unary_rpc_method_handler(lambda *_: None)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -291,21 +293,25 @@ class Audit(grpc.aio.ServerInterceptor):
             transaction.append(event_of(call, method, Stage.COMPLETED, Outcome.SUCCESS, 0, "", self._clock(), counts))
             return raw
 
+        committing = self._follow(change, (call.organization, *change.organizations), apply)
         # Once it is with the ledger it may commit, even if the caller goes away: then that is its one record.
         call.recorded = True
         try:
-            return await self._follow(change, (call.organization, *change.organizations), apply)
+            return await asyncio.shield(committing)
+        except asyncio.CancelledError:
+            self._spawn(self._record_failure(call, method, context, committing))
+            raise
         except Exception:
             call.recorded = False
             raise
 
-    async def _follow(
+    def _follow(
         self, change: Change[Any], organizations: tuple[str, ...], apply: Callable[[Any], bytes]
-    ) -> bytes:
+    ) -> "asyncio.Future[bytes]":
         """Commit, then do what is to follow, also when the caller has gone away by then."""
         then = change.then
         if then is None:
-            return await self._ledger.commit(organizations, apply)
+            return self._ledger.commit(organizations, apply)
 
         def follow(done: "asyncio.Future[bytes]") -> None:
             if done.exception() is None:
@@ -313,7 +319,18 @@ class Audit(grpc.aio.ServerInterceptor):
 
         committing = self._ledger.commit(organizations, apply, late=lambda _raw: then())
         committing.add_done_callback(follow)
-        return await asyncio.shield(committing)
+        return committing
+
+    async def _record_failure(
+        self, call: Call, method: Method, context: Context, committing: "asyncio.Future[bytes]"
+    ) -> None:
+        """The caller of a change has gone away. Where the change fails, its record goes with it: this is another."""
+        try:
+            await committing
+        except Exception as failure:
+            code, message, _ = self._said(call, failure)
+            if not isinstance(failure, UNWRITABLE):
+                await self._record(call, method, context, code, message)
 
     async def _fail(self, call: Call, method: Method, context: Context, failure: BaseException) -> NoReturn:
         """Record how the call really ended, then end it so."""
@@ -338,13 +355,8 @@ class Audit(grpc.aio.ServerInterceptor):
             code, message = failure.code, failure.message
             answer = None
         else:
-            answer = status.status_of(failure, call.operation)
-            code, message = Code(answer.code), answer.message
-            if not isinstance(failure, errors.Error):
-                log.error("%s failed, operation %s", call.method, call.operation, exc_info=failure)
-                message = f"{type(failure).__name__} (internal)"
-        unwritable = isinstance(failure, errors.LedgerUnavailable | errors.LedgerOverloaded)
-        if not unwritable or (call.started and not call.recorded):
+            code, message, answer = self._said(call, failure)
+        if not isinstance(failure, UNWRITABLE) or (call.started and not call.recorded):
             try:
                 await self._record(call, method, context, code, message)
             except errors.Error as unrecorded:
@@ -360,6 +372,14 @@ class Audit(grpc.aio.ServerInterceptor):
         await context._real.abort(CODES[int(code)], message, tuple(trailing))
         raise AssertionError("abort raises")
 
+    def _said(self, call: Call, failure: BaseException) -> tuple[Code, str, Any]:
+        """What is recorded of a failure, code and words, and what its caller is told."""
+        answer = status.status_of(failure, call.operation)
+        if isinstance(failure, errors.Error):
+            return Code(answer.code), answer.message, answer
+        log.error("%s failed, operation %s", call.method, call.operation, exc_info=failure)
+        return Code(answer.code), f"{type(failure).__name__} (internal)", answer
+
     async def _record(
         self, call: Call, method: Method, context: Context, code: Code, error: str, *, answered: bool = False
     ) -> None:
@@ -372,12 +392,29 @@ class Audit(grpc.aio.ServerInterceptor):
                 await self._flood.record(f"{address} {call.actor.id}", event)
             elif code == Code.RESOURCE_EXHAUSTED and not call.started:
                 await self._flood.record(call.organization, event)
+            elif call.started:
+                await self._record_end(event)
             else:
                 await self._ledger.record([event])
-        except (errors.LedgerUnavailable, errors.LedgerOverloaded):
+        except UNWRITABLE:
             if call.started:
                 self._arrears.add(event.organization, event)
             raise
+
+    async def _record_end(self, event: Event) -> None:
+        """Of a stream that began; also when its caller goes away meanwhile, and the log cannot be written."""
+        recording = asyncio.ensure_future(self._ledger.record([event]))
+        try:
+            await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            self._spawn(self._record_later(event, recording))
+            raise
+
+    async def _record_later(self, event: Event, recording: "asyncio.Future[list[int]]") -> None:
+        try:
+            await recording
+        except UNWRITABLE:
+            self._arrears.add(event.organization, event)
 
     def _ended(self, call: Call, task: asyncio.Task[Any]) -> None:
         """The net: a call whose task ended without a record leaves one all the same."""
@@ -387,9 +424,12 @@ class Audit(grpc.aio.ServerInterceptor):
         method = self._methods.get(call.method, methods.UNKNOWN)
         context = Context(None, method, NO_HANDLER)
         code = Code.UNAVAILABLE if self._stopping else Code.CANCELLED
-        record = asyncio.create_task(self._record(call, method, context, code, "cut off before it was served"))
-        self._background.add(record)
-        record.add_done_callback(self._forget)
+        self._spawn(self._record(call, method, context, code, "cut off before it was served"))
+
+    def _spawn(self, recording: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(recording)
+        self._background.add(task)
+        task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)

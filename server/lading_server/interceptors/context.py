@@ -15,6 +15,8 @@ from lading_server.interceptors.methods import Method
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Below core's own limit, so that what is too large is refused here, and recorded with its true status."""
+HEADERS_SECONDS = 1.0
+"""A caller whose connection takes no headers for this long gets no status either."""
 GRACE_SECONDS = 0.005
 """read() reports a cancel, a deadline and a lost connection as a clean end, and write() as a failure of its own; the
 cancellation follows within this."""
@@ -31,12 +33,13 @@ class Ending(Exception):
 class Context:
     """What handlers get instead of grpc's context: whatever ends the call goes through the log first."""
 
-    __slots__ = ("_messages_in", "_messages_out", "_method", "_parse", "_real", "_serialize", "size")
+    __slots__ = ("_messages_in", "_messages_out", "_method", "_opened", "_parse", "_real", "_serialize", "size")
 
     def __init__(self, real: Any, method: Method, handler: Any) -> None:
         self._real, self._method = real, method
         self._parse, self._serialize = handler.request_deserializer, handler.response_serializer
         self._messages_in = self._messages_out = self.size = 0
+        self._opened = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)  # peer, time_remaining, invocation_metadata, set_code, code, …
@@ -73,9 +76,28 @@ class Context:
         validation.check(self._method.checks, message)
         return message
 
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        """Send the headers, also when the call is cancelled meanwhile. Raises CallerGone.
+
+        grpc takes headers whose sending was cancelled for not sent, sends them again with the status, and core refuses
+        both: the call would never end.
+        """
+        sending = asyncio.ensure_future(self._real.send_initial_metadata(metadata))
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait((sending,), timeout=HEADERS_SECONDS)
+            raise
+        except Exception as failure:
+            await asyncio.sleep(GRACE_SECONDS)
+            raise errors.CallerGone from failure
+        self._opened = True
+
     async def write(self, message: Any) -> None:
         """Send a message; waits while the peer does not read. Raises CallerGone."""
         raw = self._serialize(message)
+        if not self._opened:
+            await self.send_initial_metadata(())
         try:
             await self._real.write(raw)
         except Exception as failure:

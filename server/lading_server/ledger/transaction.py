@@ -90,19 +90,21 @@ class Transaction:
 
     def prove(self, event: Event, sight: Sight) -> Proof:
         """Append an event, and have its proof for a witness once this is committed."""
-        index = self.append(event)
-        row = self.rows[-1]
-        details, salt = row[rows.DETAILS].encode(), row[rows.SALT]
-        proof = Proof(event.organization, sight, index, row[rows.ENTRY], details, salt)
-        self.proofs.append(proof)
-        return proof
+        return self.prove_again(event.organization, self.append(event), sight)
 
     def prove_again(self, organization: str, index: int, sight: Sight) -> Proof:
-        """Have the proof of an event that is in the log already; index -1 shows the tree alone."""
-        entry, details, salt = rows.read_entry(self.connection, organization, index) if index >= 0 else (b"", b"", b"")
+        """Have the proof of an event that has its place already; index -1 shows the tree alone."""
+        entry, details, salt = self._entry(organization, index) if index >= 0 else (b"", b"", b"")
         proof = Proof(organization, sight, index, entry, details, salt)
         self.proofs.append(proof)
         return proof
+
+    def _entry(self, organization: str, index: int) -> tuple[bytes, bytes, bytes]:
+        """Entry, details and salt of an event; those of this transaction are not in the database yet."""
+        if index < self._heads[organization].size_before:
+            return rows.read_entry(self.connection, organization, index)
+        row = next(row for row in reversed(self.rows) if row[:2] == (organization, index))
+        return row[rows.ENTRY], row[rows.DETAILS].encode(), row[rows.SALT]
 
     def mark(self) -> tuple[int, int, int, dict[str, tuple[int, int]]]:
         """Where things stand, for `reset`."""

@@ -37,7 +37,7 @@ async def is_alive(session: Session) -> bool:
     answered = session.probes[nonce] = asyncio.Event()
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            await session.send(agent_link_pb2.ConnectResponse(canary=agent_link_pb2.Canary(nonce=nonce)))
+            await session.post(agent_link_pb2.ConnectResponse(canary=agent_link_pb2.Canary(nonce=nonce)))
             await answered.wait()
     except Exception:
         return False  # it went away, or does not answer: then it is no clone's rival

@@ -26,6 +26,7 @@ EXECUTE_SECONDS = 3600
 EXECUTE_SECONDS_MAX = 86_400
 INPUT_BYTES_MAX = 64 * 1024
 SIZE_MAX = 10_000
+RETRY_SECONDS = 0.5
 LAST_PIECES_SECONDS = 10.0
 """Its end is known, and its last bytes may still be on their way."""
 
@@ -64,7 +65,7 @@ class Execs:
                     )
                 yield Response(command=name)
                 feeding = asyncio.create_task(self._feed(relay, context))
-                settling = asyncio.create_task(self._dispatcher.wait(call.organization, order.id, None))
+                settling = asyncio.create_task(self._end_of(call.organization, order.id))
                 try:
                     async with contextlib.aclosing(self._follow(relay, settling, name)) as pieces:
                         async for piece in pieces:
@@ -80,6 +81,14 @@ class Execs:
                     await asyncio.gather(feeding, return_exceptions=True)
                 if not ended:
                     self._call_off(call, order.id, relay)
+
+    async def _end_of(self, organization: str, command: str) -> Row:
+        """The command at its end. A database that does not answer ends no session."""
+        while True:
+            try:
+                return await self._dispatcher.wait(organization, command, None)
+            except (errors.StoreUnavailable, errors.Overloaded):
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _follow(self, relay: Relay, settling: "asyncio.Task[Row]", name: str) -> AsyncGenerator[Any, None]:
         """What the program writes, until its agent says that nothing more comes, or the command has ended without."""

@@ -88,6 +88,8 @@ class Neighbours:
             while (answer := await call.read()) is not EOF:
                 await write(answer.down)
             await call.code()
+            if rising.done() and (failed := rising.exception()):
+                raise failed
         except grpc.aio.AioRpcError as failure:
             if failure.code() is grpc.StatusCode.NOT_FOUND:
                 raise errors.NotFound("no such bulk session: its reader is gone") from None
@@ -134,13 +136,18 @@ class Neighbours:
 
 
 async def rise(call: Any, organization: str, agent: str, piece: Any, read: Callable[[], Awaitable[Any]]) -> None:
-    """What the agent sends, to the reader's process; its pace is the reader's."""
+    """What the agent sends, to the reader's process; its pace is the reader's. Raises MessageTooLarge,
+    MalformedRequest."""
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         start = replicas_pb2.RelayStart(organization=organization, agent=agent)
         await call.write(replicas_pb2.RelayRequest(start=start))
         while piece is not EOF:
             await call.write(replicas_pb2.RelayRequest(up=piece))
-            piece = await read()
+            try:
+                piece = await read()
+            except errors.Error:
+                await call.done_writing()  # else nobody would end the call
+                raise
         await call.done_writing()
 
 

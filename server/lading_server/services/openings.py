@@ -32,7 +32,7 @@ class Openings:
             if session is None:
                 await self._neighbours.open_log(call.organization, agent, ask)
             else:
-                await session.send(agent_link_pb2.ConnectResponse(open_bulk=ask))
+                await session.post(agent_link_pb2.ConnectResponse(open_bulk=ask))
             try:
                 async with asyncio.timeout(ATTACH_SECONDS):
                     await relay.attached.wait()

@@ -22,7 +22,7 @@ class Replicas(replicas_pb2_grpc.ReplicasServicer):
         session = self._sessions.get(request.organization, request.agent)
         if session is None or session.failure is not None:
             raise errors.NotFound(f"agent {request.agent} has no session here")
-        await session.send(agent_link_pb2.ConnectResponse(open_bulk=request.open))
+        await session.post(agent_link_pb2.ConnectResponse(open_bulk=request.open))
         return replicas_pb2.OpenLogResponse()
 
     async def Relay(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]

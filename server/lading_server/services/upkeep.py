@@ -94,7 +94,7 @@ class Upkeep:
         wait = Duration()
         wait.FromMilliseconds(int(after * 1000))
         drain = agent_link_pb2.Drain(reason=reason, reconnect_after=wait)
-        await session.send(agent_link_pb2.ConnectResponse(drain=drain))
+        await session.post(agent_link_pb2.ConnectResponse(drain=drain))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

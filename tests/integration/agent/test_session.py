@@ -23,6 +23,7 @@ from lading.v1.commands_pb2 import (
 from lading_agent.backoff import Backoff
 from lading_agent.daemon import Daemon
 from tests.integration.agent.control_plane import ControlPlane, control_plane, make_settings
+from tests.process import free_port
 from tests.unit.agent.fake_runtime import FakeRuntime
 from tests.unit.agent.honest_log import command
 from tests.unit.agent.log_lines import listening
@@ -329,6 +330,32 @@ async def test_what_a_drain_does_not_wait_for_goes_on_and_is_told_in_the_next_se
     assert runtime.calls == ["start web"]
 
 
+async def test_an_agent_that_is_drained_comes_back_in_its_slot_though_the_server_never_ends_the_session(
+    plane: ControlPlane,
+    runtime: FakeRuntime,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("lading_agent.session.LAST_WORDS_WITHIN", 0.01)
+    # Coming back by back-off would be too late for this test.
+    monkeypatch.setattr(Backoff, "next", lambda self: 3600.0)
+    async with running(plane, tmp_path, runtime):
+        link = await plane.link()
+        await link.welcome(epoch=1)
+        drained_at = asyncio.get_running_loop().time()
+        drain = Drain(reason="the stream is old", reconnect_after=Duration(nanos=300_000_000))
+        await link.send(ConnectResponse(drain=drain))
+        async with asyncio.timeout(20):
+            again = await plane.link()
+        assert asyncio.get_running_loop().time() - drained_at >= 0.3
+        await again.welcome(epoch=2)
+        await again.dispatch(command("start"))
+        assert (await again.next("result")).result.state == COMMAND_STATE_SUCCEEDED
+    assert not link.over.is_set()
+    assert "a fault of the agent" not in caplog.text
+
+
 async def test_a_canary_comes_back_through_the_executor(
     plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path
 ) -> None:
@@ -469,7 +496,7 @@ async def test_certificates_that_cannot_be_read_any_more_are_asked_for_again(
 
 
 async def test_an_agent_whose_server_is_gone_finds_it_again(runtime: FakeRuntime, tmp_path: pathlib.Path) -> None:
-    async with control_plane() as first:
+    async with control_plane(free_port()) as first:
         address = first.address
     plane = ControlPlane()
     plane.address = address

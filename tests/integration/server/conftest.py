@@ -1,21 +1,37 @@
 """Databases that `lading server init` made, once for all tests: each test gets a copy of its own."""
 
+import asyncio
+import contextlib
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from lading_server import bootstrap
-from lading_server.ledger import ledger
+from lading_server import boots, bootstrap, dispatch
+from lading_server.interceptors import repeats
+from lading_server.ledger import checkpoints, counts, ledger
 from lading_server.roles import Role
+from lading_server.services import cosignatures, leases, upkeep
 from lading_server.settings import Settings
 from lading_server.store import access, database, reader, schema
 from tests.integration.server.running import ADMIN, ORGANIZATION, OTHER_ORGANIZATION
 from tests.postgres import Cluster
 
 LISTEN = "127.0.0.1:0"
+OWN_LIMITS = (
+    (ledger, "ANSWER_SECONDS", ledger.ANSWER_SECONDS),
+    (reader, "ANSWER_SECONDS", reader.ANSWER_SECONDS),
+    (reader, "_SETTINGS", reader._SETTINGS),
+)
+"""As the product has them."""
+LONG_LIMITS = (
+    (ledger, "ANSWER_SECONDS", 30.0),
+    (reader, "ANSWER_SECONDS", 30.0),
+    (reader, "_SETTINGS", reader._SETTINGS.replace(str(int(reader.ANSWER_SECONDS * 1000)), "30000")),
+)
 
 
 def initialize(data: pathlib.Path, url: str = "") -> Settings:
@@ -57,9 +73,38 @@ def newborn_on_postgresql(newborn: Settings, postgres: Cluster) -> tuple[str, di
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is told UNAVAILABLE because this machine is busy."""
-    monkeypatch.setattr(ledger, "ANSWER_SECONDS", 30.0)
-    monkeypatch.setattr(reader, "ANSWER_SECONDS", 30.0)
+    """Nobody is told UNAVAILABLE, and no command is sent a second time, because this machine is busy."""
+    for limit in LONG_LIMITS:
+        monkeypatch.setattr(*limit)
+    monkeypatch.setattr(dispatch, "RESEND_MICROSECONDS", 3600 * 1_000_000)
+
+
+@contextlib.contextmanager
+def own_limits() -> Iterator[None]:
+    """The product's own limits again, for what is measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in OWN_LIMITS:
+            patch.setattr(*limit)
+        yield
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server hands its ledger nothing of its own accord."""
+
+    async def rest(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(counts, "keep", rest)
+    monkeypatch.setattr(repeats, "forget", rest)
+    for module, name in (
+        (checkpoints, "PAUSE_SECONDS"),
+        (boots, "SEEN_SECONDS"),
+        (upkeep, "GROWTH_SECONDS"),
+        (cosignatures, "WRITE_SECONDS"),
+        (leases, "LOOK_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 3600.0)
 
 
 @pytest.fixture
@@ -74,7 +119,7 @@ def settings(newborn: Settings, tmp_path: pathlib.Path, patient: None) -> Settin
 def settings_on_postgresql(settings: Settings, newborn_on_postgresql: tuple[str, dict[str, list[Any]]]) -> Settings:
     """For a server on PostgreSQL, with organizations and an admin. The database is the same one, as it was born."""
     url, tables = newborn_on_postgresql
-    with psycopg.connect(url, options="-c lock_timeout=5000") as connection, connection.cursor() as cursor:
+    with psycopg.connect(url, options="-c lock_timeout=30000") as connection, connection.cursor() as cursor:
         for name, rows in tables.items():
             cursor.execute(f"DELETE FROM {name}".encode())  # TRUNCATE takes a second, for it makes new files
             if rows:

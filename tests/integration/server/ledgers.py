@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import psycopg
+import pytest
 import sqlalchemy as sa
 
 from lading_server import signer
 from lading_server.clock import Clock, new_id, now
 from lading_server.event import Actor, ActorType, Event, Outcome, Stage
+from lading_server.ledger import ledger as ledger_module
 from lading_server.ledger.ledger import Ledger
 from lading_server.ledger.transaction import Transaction
 from lading_server.settings import Settings
@@ -152,6 +154,18 @@ def on_commit(made: Any, what: Callable[[Callable[[], None]], None], *, number: 
         (what if next(count) == number else call)(commit)
 
     connection.commit = counted  # type: ignore[method-assign]
+
+
+def hang(leave: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """For `on_commit`: the COMMIT waits for `leave`. From then on callers are told that the database does not answer,
+    until ANSWER_SECONDS is raised again."""
+
+    def commit_late(commit: Callable[[], None]) -> None:
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.0)
+        assert leave.wait(30)
+        commit()
+
+    return commit_late
 
 
 def call(commit: Callable[[], None]) -> None:

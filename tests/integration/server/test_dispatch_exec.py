@@ -11,11 +11,15 @@ from grpc import StatusCode
 from grpc.aio import EOF, AioRpcError
 
 from lading.v1 import agent_link_pb2, commands_pb2, containers_pb2
+from lading_server import errors, waiters
 from lading_server import relay as relays
 from lading_server.commands import State
 from lading_server.event import Outcome, Stage
+from lading_server.services import execs
 from lading_server.sessions import WINDOW
 from lading_server.settings import Settings
+from lading_server.store import commands as commands_store
+from lading_server.store.reader import Reader
 from tests.integration.server.commands import WEB, start, state_of
 from tests.integration.server.fake_agent import FakeAgent, connected
 from tests.integration.server.running import Running, bearer, detail, info, running, sign
@@ -96,6 +100,34 @@ async def test_session_is_a_recorded_command_whose_bytes_flow_both_ways(server: 
     found = await server.stubs.commands.GetCommand(commands_pb2.GetCommandRequest(name=name), metadata=server.me)
     assert found.exit_code == 3
     assert found.arguments.exec.env["TOKEN"] == "[redacted]"
+
+
+async def test_session_outlives_an_outage_of_the_database(
+    server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = await begin(server)
+    envelope, bulk = await opened(agent)
+    assert (await call.read()).command
+    asked, back, read = asyncio.Event(), asyncio.Event(), Reader.read
+
+    async def fail(self: Reader, fn: Any, *args: Any) -> Any:
+        if fn is commands_store.get and not back.is_set():
+            asked.set()
+            raise errors.StoreUnavailable
+        return await read(self, fn, *args)
+
+    monkeypatch.setattr(Reader, "read", fail)
+    monkeypatch.setattr(waiters, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(execs, "RETRY_SECONDS", 0.01)
+    async with asyncio.timeout(30):
+        await asked.wait()
+    back.set()
+    await bulk.write(Up(data=b"out"))
+    assert (await call.read()).output.data == b"out"
+    await bulk.write(Up(end=agent_link_pb2.BulkEnd()))
+    await agent.finish(envelope.command, exec=summary(b"out", exit_code=0))
+    assert (await call.read()).WhichOneof("frame") == "exit_code"
+    assert await call.read() is EOF
 
 
 async def test_output_that_comes_after_the_end_is_known_is_not_lost(server: Running, agent: FakeAgent) -> None:

@@ -15,11 +15,12 @@ import pytest
 from grpc import StatusCode
 
 from lading_server.event import Outcome, Stage
+from lading_server.interceptors import audit
 from lading_server.ledger import ledger as ledger_module
 from lading_server.settings import Settings
-from tests.integration.server.conftest import initialize
+from tests.integration.server.conftest import initialize, own_limits
 from tests.integration.server.endings import KINDS, MANY, SERVICE, Do, Done, EndingsServer
-from tests.integration.server.ledgers import busy, locked, on_commit, prompt
+from tests.integration.server.ledgers import busy, hang, locked, on_commit, prompt
 from tests.integration.server.raw_http2 import Connection
 from tests.integration.server.running import Metadata, Recorded, bearer, read_events, sign
 from tests.postgres import Cluster
@@ -250,8 +251,8 @@ ENDINGS: dict[str, Ending] = {
     "idle call cancelled": Ending(cancelled("idle"), StatusCode.CANCELLED),
     "busy call cancelled": Ending(cancelled("spin"), StatusCode.CANCELLED),
     "call cancelled while it writes": Ending(cancelled("flood"), StatusCode.CANCELLED, MANY_RESPONSES),
-    "deadline": Ending(told("idle", timeout=0.2), StatusCode.DEADLINE_EXCEEDED),
-    "deadline while it writes": Ending(told("flood", timeout=0.2), StatusCode.DEADLINE_EXCEEDED, MANY_RESPONSES),
+    "deadline": Ending(told("idle", timeout=2.0), StatusCode.DEADLINE_EXCEEDED),
+    "deadline while it writes": Ending(told("flood", timeout=2.0), StatusCode.DEADLINE_EXCEEDED, MANY_RESPONSES),
     "connection lost": Ending(hung_up("idle"), StatusCode.CANCELLED),
     "connection lost while it reads": Ending(hung_up("drain"), StatusCode.CANCELLED, MANY_REQUESTS),
     "connection lost while it writes": Ending(hung_up("flood"), StatusCode.CANCELLED, MANY_RESPONSES),
@@ -292,7 +293,9 @@ ENDINGS: dict[str, Ending] = {
 
 
 @pytest.fixture
-async def server(settings: Settings) -> AsyncIterator[EndingsServer]:
+async def server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EndingsServer]:
+    # The server may see a call late, and so its deadline; calls that are cancelled have ten times as long.
+    monkeypatch.setattr(audit, "DEADLINE_SLACK_SECONDS", 2.0)
     async with EndingsServer(settings) as running:
         yield running
 
@@ -411,6 +414,22 @@ async def test_caller_that_goes_away_during_the_commit_has_one_record_of_what_wa
     assert [event.summary for event in server.events()] == [(Stage.COMPLETED, Outcome.SUCCESS, 0)] * 2
 
 
+async def test_change_that_fails_after_its_caller_has_gone_away_leaves_its_record(server: EndingsServer) -> None:
+    caller = Caller(server, "Unary", bearer(sign(server.settings)))
+    async with busy(server.ledger):
+        call = caller.call(Do(how="change-refused"))
+        ending = asyncio.ensure_future(caller.end(call))
+        await eventually(lambda: server.ledger._waiting)
+        call.cancel()
+        assert await ending is StatusCode.CANCELLED
+    await server.settled()
+    (event,) = server.events()
+    assert (*event.summary, event.error) == (
+        *(Stage.COMPLETED, Outcome.FAILURE, StatusCode.FAILED_PRECONDITION.value[0]),
+        "not in this state",
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_call_fails_and_nothing_is_begun_while_the_database_hangs(
     server: EndingsServer, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -425,6 +444,7 @@ async def test_call_fails_and_nothing_is_begun_while_the_database_hangs(
             assert await caller.end(call) is StatusCode.UNAVAILABLE
         assert "nothing was done" in caller.message
         assert not server.handlers.began.is_set()
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
         release()
     await served(caller)
     ends = [event.summary for event in server.events()[len(known) :] if event.stage is Stage.COMPLETED]
@@ -432,9 +452,8 @@ async def test_call_fails_and_nothing_is_begun_while_the_database_hangs(
 
 
 async def test_call_fails_while_postgresql_is_gone_and_is_served_when_it_is_back(
-    own_postgres: Cluster, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    own_postgres: Cluster, settings: Settings
 ) -> None:
-    monkeypatch.undo()
     gone = await asyncio.to_thread(initialize, settings.data.with_name("gone"), own_postgres.fresh_database())
     async with EndingsServer(gone) as server:
         callers = [Caller(server, kind, bearer(sign(gone))) for kind in KINDS]
@@ -442,7 +461,7 @@ async def test_call_fails_while_postgresql_is_gone_and_is_served_when_it_is_back
             assert await caller.end(caller.call(Do(how="ok"))) is StatusCode.OK
         own_postgres.stop()
         for caller in callers:
-            with prompt(2.0):
+            with own_limits(), prompt(2.0):
                 assert await caller.end(caller.call(Do(how="ok"))) is StatusCode.UNAVAILABLE
         own_postgres.start()
         for caller in callers:
@@ -469,21 +488,42 @@ async def test_stream_that_ends_while_the_log_cannot_be_written_has_its_end_late
     assert ends == [(Stage.STARTED, Outcome.PENDING, 0), (Stage.COMPLETED, Outcome.CANCELLED, 1)]
 
 
+@pytest.mark.parametrize("kind", ["Sum", "Talk"])
+async def test_stream_whose_caller_goes_away_while_its_end_cannot_be_written_has_it_later(
+    server: EndingsServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    caller, leave = Caller(server, kind, bearer(sign(server.settings))), asyncio.Event()
+
+    async def requests(request: Any) -> AsyncIterator[Any]:
+        yield request
+        await leave.wait()
+
+    monkeypatch.setattr(caller, "once", requests)
+    call = caller.call(Do(how="drain"))
+    await caller.began()
+    with locked(server.settings) as release:
+        leave.set()
+        await eventually(lambda: any(not unit.answer.done() for unit in server.ledger._batch))  # its end is on its way
+        call.cancel()
+        await eventually(lambda: not server.audit._active)
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.0)
+        await eventually(lambda: server.audit._arrears._due)
+        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+        release()
+    await server.settled()
+    ends = [event.summary for event in server.events()]
+    assert ends == [(Stage.STARTED, Outcome.PENDING, 0), (Stage.COMPLETED, Outcome.SUCCESS, 0)]
+
+
 @pytest.mark.parametrize("kind", STREAMS)
 async def test_begin_of_a_stream_that_was_committed_too_late_has_an_end(
     server: EndingsServer, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     leave = threading.Event()
-
-    def hang(commit: Callable[[], None]) -> None:
-        assert leave.wait(30)
-        commit()
-
     caller = Caller(server, kind, bearer(sign(server.settings)))
     assert await caller.end(caller.call(Do(how="ok"))) is StatusCode.OK
     known = len(server.events())
-    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 1.0)  # time enough to come as far as the commit
-    on_commit(server, hang)
+    on_commit(server, hang(leave, monkeypatch))
     assert await caller.end(caller.call(Do(how="ok"))) is StatusCode.UNAVAILABLE
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
     leave.set()

@@ -15,6 +15,7 @@ from lading.v1 import access_pb2, agent_link_pb2, containers_pb2, replicas_pb2, 
 from lading_server import root, tokens
 from lading_server.clock import new_id, now
 from lading_server.event import SYSTEM, ActorType, Outcome, Stage
+from lading_server.interceptors.context import MESSAGE_BYTES_MAX
 from lading_server.services import neighbours, openings
 from lading_server.settings import ISSUER, Settings
 from lading_server.store import boots
@@ -27,6 +28,11 @@ from tests.integration.server.test_tls import Authority
 pytestmark = pytest.mark.timeout(60)
 Piece = agent_link_pb2.BulkRequest
 PIECE = 64 * 1024
+
+
+@pytest.fixture(autouse=True)
+def patient_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "CALL_SECONDS", 30.0)
 
 
 @contextlib.asynccontextmanager
@@ -103,6 +109,21 @@ async def test_reader_that_leaves_stops_an_agent_elsewhere(settings_on_postgresq
                 pass
             await bulk.done_writing()
             assert await bulk.code() is grpc.StatusCode.OK
+
+
+async def test_message_that_no_replica_takes_ends_the_stream_and_its_reader(settings_on_postgresql: Settings) -> None:
+    async with three(settings_on_postgresql) as servers, connected(servers[1]) as agent:
+        log = read(servers[0], follow=True)
+        bulk = await bulk_at(servers[2], agent, (await agent.take("open_bulk")).session)
+        await bulk.write(Piece(data=b"one\n"))
+        await log.read()
+        await bulk.write(Piece(data=b"x" * (MESSAGE_BYTES_MAX + 1)))
+        async with asyncio.timeout(30):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                while await bulk.read() is not grpc.aio.EOF:
+                    pass
+            assert await bulk.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await log.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_bulk_stream_that_breaks_goes_on_at_another_replica(settings_on_postgresql: Settings) -> None:

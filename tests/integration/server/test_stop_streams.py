@@ -9,7 +9,9 @@ from grpc import StatusCode
 from grpc.aio import EOF, AioRpcError
 
 from lading.v1 import agent_link_pb2, agents_pb2, audit_log_pb2, containers_pb2
+from lading_server import errors
 from lading_server.event import Outcome, Stage
+from lading_server.interceptors.context import Context
 from lading_server.settings import Settings
 from tests.integration.server.commands import WEB
 from tests.integration.server.fake_agent import connected
@@ -46,6 +48,38 @@ async def test_stream_without_an_end_is_told_to_go_on_elsewhere(settings: Settin
         started, ended = server.events(action=ACTIONS[method])
         assert started.stage is Stage.STARTED
         assert ended.summary == (Stage.COMPLETED, Outcome.FAILURE, StatusCode.UNAVAILABLE.value[0])
+
+
+@pytest.mark.parametrize("method", ACTIONS)
+async def test_stop_while_a_stream_sends_its_headers_ends_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Their sending was cut off: then grpc sent them once more with the status, which core refused, and the call had
+    no end."""
+    send = Context.send_initial_metadata
+
+    async def stop_meanwhile(self: Context, metadata: Any) -> None:
+        asyncio.get_running_loop().call_soon(server.server._audit.stop_in, MUCH_LONGER_SECONDS)
+        await send(self, metadata)
+
+    async with running(settings) as server, connected(server):
+        monkeypatch.setattr(Context, "send_initial_metadata", stop_meanwhile)
+        stream = open_stream(server, method)
+        async with asyncio.timeout(MUCH_LONGER_SECONDS / 2):
+            assert await stream.code() is StatusCode.UNAVAILABLE
+
+
+async def test_session_that_said_goodbye_is_not_ended_once_more(settings: Settings) -> None:
+    """It was cut off while its end was being recorded, and its agent waited for a status for ever."""
+    async with running(settings) as server, connected(server) as agent:
+        (session,) = server.server._agent_link._sessions.all()
+        async with busy(server.ledger):
+            await agent.send(goodbye=agent_link_pb2.Goodbye(reason="bye"))
+            async with asyncio.timeout(MUCH_LONGER_SECONDS / 2):
+                while not session.closed:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            session.end(errors.Superseded())
+        assert (await agent.ended())[0] is StatusCode.OK
 
 
 @pytest.mark.parametrize("end", [StatusCode.OK, StatusCode.NOT_FOUND])

@@ -19,6 +19,9 @@ class Broken:
     def __init__(self, task: "asyncio.Task[Any] | None" = None) -> None:
         self.task = task
 
+    async def send_initial_metadata(self, _metadata: Any) -> None:
+        pass
+
     async def write(self, _raw: bytes) -> None:
         if self.task is not None:
             asyncio.get_running_loop().call_soon(self.task.cancel)

@@ -1,4 +1,4 @@
-"""Frames with proofs leave in the order of their turns, whoever comes first."""
+"""Frames leave whole and in their order: those with proofs in that of their turns, whoever comes first."""
 
 import asyncio
 from typing import Any
@@ -32,10 +32,11 @@ def session_on(stream: Stream) -> Session:
 
 
 def show(session: Session, name: str | None, turn: int) -> "asyncio.Task[None]":
-    frame: Any = None
-    if name is not None:
-        frame = agent_link_pb2.ConnectResponse(cancel=agent_link_pb2.Cancel(command=name))
-    return asyncio.ensure_future(session.show(frame, turn))
+    return asyncio.ensure_future(session.show(None if name is None else frame_of(name), turn))
+
+
+def frame_of(name: str) -> Any:
+    return agent_link_pb2.ConnectResponse(cancel=agent_link_pb2.Cancel(command=name))
 
 
 async def test_frames_wait_for_their_turns() -> None:
@@ -87,3 +88,20 @@ async def test_nobody_waits_for_a_turn_once_the_stream_is_over() -> None:
         with pytest.raises(errors.AgentOffline):
             await late
     assert (stream.written, session.turns) == ([], {})
+
+
+async def test_frame_whose_sender_stops_waiting_is_sent_all_the_same() -> None:
+    """One that was cut off left its number out, and its agent took the session for broken."""
+    stream = Stream()
+    session = session_on(stream)
+    stream.room.clear()
+    posting = asyncio.ensure_future(session.post(frame_of("0")))
+    await asyncio.sleep(0)
+    following = asyncio.ensure_future(session.send(frame_of("1")))
+    await asyncio.sleep(0)
+    posting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await posting
+    stream.room.set()
+    await following
+    assert stream.written == ["0", "1"]
