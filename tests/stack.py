@@ -10,18 +10,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import TypeVar
 
 import grpc
 
 from lading.v1 import access_pb2, access_pb2_grpc, agents_pb2, agents_pb2_grpc, audit_log_pb2
-from tests.process import Process, free_port, kill_those_with
+from tests.process import PATIENCE_SECONDS, Process, free_port, kill_those_with
 
 LADING = pathlib.Path(sys.executable).with_name("lading")
 ORGANIZATION = "acme"
 ADMIN = "ada"
+
+Answer = TypeVar("Answer")
 
 
 class Stack:
@@ -101,10 +106,11 @@ class Stack:
         """A new token for `subject`, to whom `roles` are assigned."""
         access = access_pb2_grpc.AccessStub(self.channel())
         who = self.credentials()
-        request = access_pb2.IssueTokenRequest(type=kind, subject=subject)
-        answer = access.IssueToken(request, metadata=who, timeout=20, wait_for_ready=True)
+        request = access_pb2.IssueTokenRequest(type=kind, subject=subject, request_id=str(uuid.uuid4()))
+        answer = answered(lambda: access.IssueToken(request, metadata=who, timeout=20, wait_for_ready=True))
         for role in roles:
-            access.AssignRole(access_pb2.AssignRoleRequest(subject=subject, role=role), metadata=who, timeout=20)
+            binding = access_pb2.AssignRoleRequest(subject=subject, role=role, request_id=str(uuid.uuid4()))
+            answered(functools.partial(access.AssignRole, binding, metadata=who, timeout=20))
         return answer.secret
 
     # -- agents
@@ -205,6 +211,18 @@ class Stack:
         # Nothing of the person who runs the tests: no context of theirs, no token.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LADING_")}
         return {**inherited, "HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder), **more}
+
+
+def answered(call: Callable[[], Answer]) -> Answer:
+    """Call until the server answers: on a busy machine its database may not answer it in time."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def initialize(where: list[str], environment: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from lading_agent.witness import load_key
 from tests.e2e.forger import Forger
 from tests.faults import journal
 from tests.process import Process, wait_until
-from tests.stack import Stack
+from tests.stack import Stack, answered
 from tests.trees import check_trees, root_of
 
 BROKEN = 10
@@ -62,16 +62,17 @@ class Fleet:
         """Let a service record so many events."""
         log = audit_log_pb2_grpc.AuditLogStub(self.stack.channel())
         new = [audit_log_pb2.NewEvent(id=str(uuid.uuid4()), action="task.update") for _ in range(count)]
-        request = audit_log_pb2.RecordEventsRequest(events=new)
-        log.RecordEvents(request, metadata=self.stack.credentials(self.recorder), timeout=20, wait_for_ready=True)
+        request = audit_log_pb2.RecordEventsRequest(events=new, request_id=str(uuid.uuid4()))
+        who = self.stack.credentials(self.recorder)
+        answered(lambda: log.RecordEvents(request, metadata=who, timeout=20, wait_for_ready=True))
 
     def cosigned(self, size: int, *names: str) -> None:
         """Wait until these agents, or all, have cosigned a tree of so many events, as the server shows it."""
         log = audit_log_pb2_grpc.AuditLogStub(self.stack.channel())
 
         def seen() -> bool:
-            request = audit_log_pb2.GetCheckpointRequest()
-            answer = log.GetCheckpoint(request, metadata=self.stack.credentials(), timeout=20, wait_for_ready=True)
+            request, who = audit_log_pb2.GetCheckpointRequest(), self.stack.credentials()
+            answer = answered(lambda: log.GetCheckpoint(request, metadata=who, timeout=20, wait_for_ready=True))
             sizes = {one.agent.removeprefix("agents/"): one.size for one in answer.cosignatures}
             return all(sizes.get(name, -1) >= size for name in names or AGENTS)
 

@@ -18,9 +18,11 @@ from lading.v1 import (
     access_pb2_grpc,
     audit_log_pb2,
     audit_log_pb2_grpc,
+    commands_pb2,
     containers_pb2,
     containers_pb2_grpc,
 )
+from tests.faults.reader import rows
 from tests.process import wait_until
 
 CHANNELS = 8
@@ -132,13 +134,15 @@ class MixedCallers(Callers):
 class RestartingCallers(Callers):
     """One caller for each container of `dock-1`; each restarts its own, again and again.
 
-    The containers are plain processes that append a byte to a file of their name in `folder` when they start.
+    The containers are plain processes that append a byte to a file of their name in `folder` when they start. Who has
+    the server's `database` asks for a restart until that one has ended, and so never for two of one container at once.
     """
 
-    def __init__(self, address: str, token: str, folder: pathlib.Path, names: list[str]) -> None:
+    def __init__(self, address: str, token: str, folder: pathlib.Path, names: list[str], database: str = "") -> None:
         super().__init__(address, token, len(names))
         self.names = names
         self.folder = folder
+        self.database = database
 
     def processes(self) -> dict[str, list[str]]:
         """What the agent's process runtime is to be told."""
@@ -154,9 +158,19 @@ class RestartingCallers(Callers):
         before = self.starts(name)
         containers = containers_pb2_grpc.ContainersStub(channel)
         request = containers_pb2.RestartContainerRequest(name=f"agents/dock-1/containers/{name}")
-        if await self.note(containers.RestartContainer(request, **self.options)) is grpc.StatusCode.OK:
-            # The process runs; what it does first comes a moment later, and the next restart must not cut it off.
-            await asyncio.to_thread(wait_until, lambda: self.starts(name) > before, f"{name} starts")
+        if self.database:
+            request.request_id = str(uuid.uuid4())
+        while await self.note(containers.RestartContainer(request, **self.options)) is not grpc.StatusCode.OK:
+            if not self.database or await asyncio.to_thread(self._failed, request.request_id):
+                return
+            await asyncio.sleep(0.05)
+        # The process runs; what it does first comes a moment later, and the next restart must not cut it off.
+        await asyncio.to_thread(wait_until, lambda: self.starts(name) > before, f"{name} starts")
+
+    def _failed(self, request_id: str) -> bool:
+        """Whether the command of this request has ended, otherwise than well."""
+        ended = f"SELECT state FROM commands WHERE request_id = '{request_id}' AND settled_at IS NOT NULL"
+        return any(state != commands_pb2.COMMAND_STATE_SUCCEEDED for (state,) in rows(self.database, ended))
 
 
 class CommandingCallers(RestartingCallers):

@@ -74,7 +74,7 @@ async def test_commands_are_done_once_though_one_is_stopped_for_a_while(
 ) -> None:
     moments = random.Random(6)
     processes = {"server": await asyncio.to_thread(stack.start_server)}
-    callers = RestartingCallers(stack.address, stack.admin_token, tmp_path, NAMES)
+    callers = RestartingCallers(stack.address, stack.admin_token, tmp_path, NAMES, stack.url)
     processes["dock-1"] = await asyncio.to_thread(stack.start_agent, "dock-1", processes=callers.processes())
     first = {name: callers.starts(name) for name in NAMES}
     async with callers.calling():
@@ -95,7 +95,7 @@ async def test_commands_are_done_once_though_a_clock_jumps(
     stack: Timed, tmp_path: pathlib.Path, who: str, seconds: int
 ) -> None:
     server = await asyncio.to_thread(stack.start_server)
-    callers = RestartingCallers(stack.address, stack.admin_token, tmp_path, NAMES)
+    callers = RestartingCallers(stack.address, stack.admin_token, tmp_path, NAMES, stack.url)
     agent = await asyncio.to_thread(stack.start_agent, "dock-1", processes=callers.processes())
     first = {name: callers.starts(name) for name in NAMES}
     async with callers.calling():

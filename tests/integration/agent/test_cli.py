@@ -12,6 +12,7 @@ import pytest
 
 from lading.v1.commands_pb2 import COMMAND_STATE_SUCCEEDED
 from tests.integration.agent.control_plane import ControlPlane, control_plane, make_token
+from tests.process import wait_until
 from tests.unit.agent.honest_log import AGENT, command
 
 PROCESSES = """
@@ -93,11 +94,13 @@ async def test_a_command_that_kill_9_interrupted_is_settled_by_evidence(
 ) -> None:
     stop = command("stop", "stubborn")
     stop.arguments.grace.FromSeconds(600)
+    instance = tmp_path / "data/processes/instances/stubborn"
     async with agent(plane, tmp_path) as process:
         link = await plane.link()
         await link.welcome(epoch=1)
         await link.dispatch(command("start", "stubborn"))
         await link.next("result")
+        await asyncio.to_thread(wait_until, lambda: "ready" in (instance / "log").read_text(), "it ignores SIGTERM")
         await link.dispatch(stop)
         await link.next("acknowledge")
         kill = command("kill", "web")
@@ -106,7 +109,7 @@ async def test_a_command_that_kill_9_interrupted_is_settled_by_evidence(
         await link.next("result")
         process.kill()
         await process.wait()
-    record = (tmp_path / "data/processes/instances/stubborn/record.json").read_text()
+    record = (instance / "record.json").read_text()
     assert '"state": "running"' in record
     pid = int(record.partition('"pid": ')[2].partition(",")[0])
     os.killpg(pid, signal.SIGKILL)

@@ -244,12 +244,16 @@ async def test_a_program_outlives_the_agent_that_ran_it_and_the_engine_knows_its
 ) -> None:
     """An agent that crashed finds it by what it had journalled before, and never runs it again."""
     web = await made(runtime, engine)
-    program, handle = await begun(runtime, web, "sh", "-c", "echo begun; sleep 2; exit 6")
+    script = "echo begun; while [ ! -e /over ]; do sleep 0.1; done; exit 6"
+    program, handle = await begun(runtime, web, "sh", "-c", script)
     await until(program, b"begun")
     await program.close()
     later = DockerRuntime(engine.url)
     await later.open()
     assert (await later.trace_program(handle)).running
+    ending, _ = await begun(later, web, "sh", "-c", ": > /over")
+    assert await ending.end() == 0
+    await ending.close()
     while (trace := await later.trace_program(handle)).running:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     assert (trace.began, trace.code) == (True, 6)

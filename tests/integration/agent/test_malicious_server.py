@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from lading.transparency import note
-from lading.v1.agent_link_pb2 import ConnectResponse, Dispatch, Envelope, Growth, ReportFull, Result
+from lading.v1.agent_link_pb2 import Canary, ConnectResponse, Dispatch, Envelope, Growth, ReportFull, Result
 from lading.v1.commands_pb2 import COMMAND_STATE_REJECTED, COMMAND_STATE_SUCCEEDED
 from lading_agent import session
 from lading_agent.backoff import Backoff
@@ -283,18 +283,30 @@ async def test_growth_is_checked_kept_and_cosigned_at_most_so_often(
     plane: ControlPlane, runtime: FakeRuntime, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "COSIGN_EVERY", 0.2)
+    sleep, seen = asyncio.sleep, asyncio.Event()
+
+    async def sleep_until_seen(seconds: float) -> None:
+        await sleep(seconds)
+        if seconds == session.COSIGN_EVERY:
+            await seen.wait()
+
+    monkeypatch.setattr(asyncio, "sleep", sleep_until_seen)
     async with running(plane, tmp_path, runtime):
         link = await connect(plane)
         key = note.parse_key(link.hello.witness_key)
         assert (key.name, key.algorithm) == ("acme/dock-1", note.COSIGNATURE)
+        at = asyncio.get_running_loop().time()
         await link.show(plane.log.growth(0))
         first = (await link.next("witness_signature")).witness_signature
-        at = asyncio.get_running_loop().time()
         for _ in range(5):
             plane.log.grow(7)
             await link.show(plane.log.growth(link.seen))
+        # Frames are taken in their order: it has seen all five when this comes back.
+        await link.send(ConnectResponse(canary=Canary(nonce="tweet")))
+        await link.next("canary_echo")
+        seen.set()
         second = (await link.next("witness_signature")).witness_signature
-        assert asyncio.get_running_loop().time() - at > 0.15
+        assert asyncio.get_running_loop().time() - at >= session.COSIGN_EVERY
         assert (first.size, second.size) == (20, 55), "the newest one, and none between"
         for signed in (first, second):
             text = note.Checkpoint(plane.log.key.name, signed.size, signed.root).text()

@@ -8,6 +8,9 @@ import pytest
 from lading_client.cli import run
 from tests.integration.client.fake_server import Fleet, serve
 
+# `lading` that completes at leisure, and remembers: a busy machine does not answer within half a second.
+PATIENT = "from lading_client.cli import completion, main; completion.LIMIT = completion.KEPT = 60; main()"
+
 
 def make_token(**claims: object) -> str:
     """In the form of a token; the client never verifies one."""

@@ -14,7 +14,7 @@ import pytest
 from google.rpc import code_pb2
 
 from lading.v1 import agents_pb2
-from tests.integration.client.conftest import Lading, make_token
+from tests.integration.client.conftest import PATIENT, Lading, make_token
 from tests.integration.client.fake_server import Fleet
 
 
@@ -142,9 +142,9 @@ def http_server() -> Iterator[str]:
             thread.join()
 
 
-def complete(address: str, words: str) -> list[str]:
+def complete(address: str, words: str, *program: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "lading_client.cli"],
+        [sys.executable, *(program or ("-c", PATIENT))],
         env={
             **os.environ,
             "_LADING_COMPLETE": "bash_complete",
@@ -155,7 +155,7 @@ def complete(address: str, words: str) -> list[str]:
         },
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     )
     return [line.partition(",")[2] for line in done.stdout.split()]
@@ -172,7 +172,7 @@ def test_targets_and_agents_complete_from_the_server(fleet: Fleet, address: str,
 
 
 def test_a_silent_server_does_not_disturb_completion(home: pathlib.Path) -> None:
-    assert complete("127.0.0.1:1", "lading stop dock") == []
+    assert complete("127.0.0.1:1", "lading stop dock", "-m", "lading_client.cli") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -3,9 +3,11 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
+from tests.integration.client.conftest import PATIENT
 from tests.stack import LADING, Stack
 
 SLEEP = ["/bin/sh", "-c", "while :; do sleep 1 & wait $!; done"]
@@ -36,7 +38,8 @@ def test_rollout_starts_all_in_waves_and_is_found_again(running: Stack) -> None:
     id = rollout["name"].removeprefix("rollouts/")
     typed = {"_LADING_COMPLETE": "bash_complete", "COMP_WORDS": "lading rollouts watch ", "COMP_CWORD": "3"}
     own = {"LADING_SERVER": running.address, "LADING_TOKEN": running.admin_token, "HOME": str(running.folder)}
-    completed = subprocess.run([LADING], env={"PATH": os.environ["PATH"], **own, **typed}, capture_output=True)
+    environment = {"PATH": os.environ["PATH"], **own, **typed}
+    completed = subprocess.run([sys.executable, "-c", PATIENT], env=environment, capture_output=True)
     assert completed.stdout.decode().split() == [f"plain,{id}"]
     assert "RESTART" not in running.lading("rollouts", "ls").stdout
     targets = running.lading("rollouts", "targets", id).stdout

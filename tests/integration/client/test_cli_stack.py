@@ -75,24 +75,31 @@ def test_detach_then_wait(running: Stack) -> None:
     assert running.lading("commands", "cancel", command).returncode == 9
 
 
-def test_ctrl_c_leaves_the_command_and_names_it(stack: Stack) -> None:
+def test_ctrl_c_leaves_the_command_and_names_it(stack: Stack, tmp_path: pathlib.Path) -> None:
     stack.start_server()
-    stack.start_agent("dock-1", processes={"mule": ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"]})
+    ready, over = tmp_path / "ready", tmp_path / "over"
+    script = f"trap '' TERM; touch '{ready}'; while [ ! -e '{over}' ]; do sleep 0.1; done"
+    stack.start_agent("dock-1", processes={"mule": ["/bin/sh", "-c", script]})
     assert stack.lading("start", "dock-1/mule").returncode == 0
+    wait_until(ready.exists, "the mule is deaf")
     process = subprocess.Popen(
-        [LADING, "stop", "mule", "--grace", "4s"],
+        [LADING, "stop", "mule", "--grace", "100s"],
         env={**os.environ, "LADING_SERVER": stack.address, "LADING_TOKEN": stack.admin_token},
         stderr=subprocess.PIPE,
         text=True,
     )
-    command = ""
-    while not command:
+
+    def acknowledged() -> str:
         listed = stack.lading("commands", "ls", "--container", "dock-1/mule", "--state", "acknowledged", "-q")
-        command = listed.stdout.strip()
+        return listed.stdout.strip()
+
+    wait_until(acknowledged, "the agent has the command")
+    command = acknowledged()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert f"Stopped waiting. The command goes on: lading commands wait {command}" in err
+    over.touch()
     assert stack.lading("commands", "wait", command).returncode == 0
     assert json.loads(stack.lading("inspect", "mule").stdout)["state"] == "exited"
 

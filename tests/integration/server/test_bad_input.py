@@ -133,8 +133,15 @@ async def test_thousand_unauthenticated_calls_at_once_are_all_counted_and_distur
 async def test_refused_calls_are_counted_also_when_their_callers_leave_and_the_server_stops(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flood, "WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(flood, "WINDOW_SECONDS", 1.0)
     monkeypatch.setattr(flood, "PER_SECOND", 0.0)
+    left, close = asyncio.Event(), flood.Flood._close
+
+    async def close_then(*args: Any) -> None:
+        await left.wait()
+        await close(*args)
+
+    monkeypatch.setattr(flood.Flood, "_close", close_then)
     channel = server.channel()
     path = "/lading.v1.Agents/ListAgents"
     burst = [channel.unary_unary(path)(b"", timeout=30) for _ in range(flood.BURST)]
@@ -146,6 +153,7 @@ async def test_refused_calls_are_counted_also_when_their_callers_leave_and_the_s
             await asyncio.sleep(0.001)
     for call in more:
         call.cancel()
+    left.set()  # the window ends a second later: the server stops meanwhile
     await server.stop(0)
     counted = [event.count for event in server.events("system", action="agent.list")]
     assert counted == [1] * flood.BURST + [20]

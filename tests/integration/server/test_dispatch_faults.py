@@ -22,7 +22,7 @@ from lading_server.settings import Settings
 from lading_server.store import commands as commands_store
 from tests.integration.server.commands import ask, gone, refused, start, state_of
 from tests.integration.server.fake_agent import FakeAgent, connected
-from tests.integration.server.ledgers import busy, locked, on_commit
+from tests.integration.server.ledgers import busy, hang, locked, on_commit
 from tests.integration.server.running import Running, info, running
 
 
@@ -80,6 +80,7 @@ class Hang:
 
     def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
         self.leave, self.reached = threading.Event(), threading.Event()
+        self._hang = hang(self.leave, monkeypatch)
         original = getattr(commands_store, function)
 
         def arm(*args: Any) -> Any:
@@ -88,12 +89,10 @@ class Hang:
             return original(*args)
 
         monkeypatch.setattr(commands_store, function, arm)
-        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 1.0)  # time enough to come as far as the commit
 
     def commit(self, commit: Any) -> None:
         self.reached.set()
-        assert self.leave.wait(30)
-        commit()
+        self._hang(commit)
 
 
 async def test_command_that_was_recorded_after_its_caller_was_told_it_was_not_is_never_sent(
@@ -274,9 +273,9 @@ async def test_commands_whose_taking_was_committed_too_late_are_sent_and_hold_up
     reply = await ask(server, detach=True)
     hang = Hang(server, monkeypatch, "take_pending")
     await agent.connect()
+    assert await asyncio.to_thread(hang.reached.wait, 30)
     session = server.server._agent_link._sessions.get("acme", "dock-1")
     assert session is not None
-    await asyncio.to_thread(hang.reached.wait, 30)
     async with asyncio.timeout(30):
         while session.flushing:  # noqa: ASYNC110 - until it is told that the database does not answer
             await asyncio.sleep(0.01)
@@ -294,15 +293,9 @@ async def test_growth_of_the_log_that_was_committed_too_late_holds_up_no_command
     server: Running, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave = threading.Event()
-
-    def hang(commit: Any) -> None:
-        assert leave.wait(30)
-        commit()
-
     session = server.server._agent_link._sessions.get("acme", "dock-1")
     assert session is not None
-    monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 1.0)
-    on_commit(server, hang)
+    on_commit(server, hang(leave, monkeypatch))
     with pytest.raises(errors.LedgerUnavailable):
         await server.server._agent_link._dispatcher.show_growth(session)
     monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
@@ -334,11 +327,10 @@ async def test_caller_learns_the_name_of_its_command_when_its_end_cannot_be_read
 
     call = ask(server)
     command = await agent.dispatched()
-    monkeypatch.setattr(waiters, "POLL_SECONDS", 0.01)
-    dispatcher = server.server._agent_link._dispatcher
-    monkeypatch.setattr(dispatcher._reader, "read", fail)
-    other = await refused(ask(server))
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(waiters, "POLL_SECONDS", 0.01)
+        patched.setattr(server.server._agent_link._dispatcher._reader, "read", fail)
+        other = await refused(ask(server))
     assert other.code() is StatusCode.UNAVAILABLE
     name = info(other).metadata["command"]
     assert name == f"commands/{await agent.dispatched()}" != f"commands/{command}"

@@ -13,7 +13,8 @@ from lading_server.ledger import ledger as ledger_module
 from lading_server.ledger.transaction import Transaction
 from lading_server.settings import Settings
 from lading_server.store import schema
-from tests.integration.server.ledgers import Book, book, event, locked, on_commit, prompt
+from tests.integration.server.conftest import own_limits
+from tests.integration.server.ledgers import Book, book, event, hang, locked, on_commit, prompt
 from tests.integration.server.running import Recorded, read_events
 
 
@@ -142,16 +143,16 @@ async def test_connection_killed_in_a_transaction_leaves_nothing_and_the_next_on
 
 
 async def test_caller_of_a_database_that_hangs_is_told_within_two_seconds_and_nothing_happens(
-    any_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    any_settings: Settings,
 ) -> None:
-    monkeypatch.undo()
     async with book(any_settings) as made:
         await made.record(event())
         with locked(any_settings) as release:
-            with prompt(2.0), pytest.raises(errors.LedgerUnavailable):
-                await made.commit(lambda tx: begin_organization(tx, "umbrella"))
-            with pytest.raises(errors.LedgerUnavailable):
-                await made.record(event())
+            with own_limits():
+                with prompt(2.0), pytest.raises(errors.LedgerUnavailable):
+                    await made.commit(lambda tx: begin_organization(tx, "umbrella"))
+                with pytest.raises(errors.LedgerUnavailable):
+                    await made.record(event())
             release()
         while True:
             try:
@@ -202,15 +203,9 @@ async def test_unit_that_commits_after_its_caller_was_told_is_handed_to_who_must
     any_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave = threading.Event()
-
-    def hang(commit: Any) -> None:
-        assert leave.wait(30)
-        commit()
-
     async with book(any_settings) as made:
         await made.record(event())
-        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 1.0)  # time enough to come as far as the commit
-        on_commit(made, hang)
+        on_commit(made, hang(leave, monkeypatch))
         late: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         with pytest.raises(errors.LedgerUnavailable):
             await made.ledger.commit(

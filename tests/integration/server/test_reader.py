@@ -15,10 +15,12 @@ from lading_server.settings import Settings
 from lading_server.store import database, reader
 from lading_server.store.reader import Reader
 from lading_server.store.schema import organizations
+from tests.integration.server.conftest import own_limits
 from tests.integration.server.ledgers import prompt
 from tests.integration.server.running import running
 from tests.postgres import Cluster
 
+pytestmark = pytest.mark.usefixtures("patient")
 FOREVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
 
@@ -116,7 +118,7 @@ async def test_a_database_that_hangs_is_unavailable_within_two_seconds(own_postg
     assert await reading.read(names) == []
     own_postgres.pause()
     try:
-        with prompt(2.0), pytest.raises(errors.StoreUnavailable):
+        with own_limits(), prompt(2.0), pytest.raises(errors.StoreUnavailable):
             await reading.read(names)
     finally:
         own_postgres.resume()

@@ -16,6 +16,7 @@ from lading.v1 import agent_link_pb2, agents_pb2
 from lading_server import sessions as sessions_module
 from lading_server.event import Outcome, Stage
 from lading_server.services import clones, upkeep
+from lading_server.sessions import Session
 from lading_server.settings import Settings
 from tests.integration.server.commands import refused, start
 from tests.integration.server.fake_agent import FakeAgent, connected
@@ -41,14 +42,24 @@ async def shown(server: Running, name: str = "dock-1") -> agents_pb2.Agent:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "ROUND_SECONDS", 0.01)
-    monkeypatch.setattr(sessions_module, "HEARTBEAT_SECONDS", 0.3)
+    monkeypatch.setattr(upkeep, "GROWTH_SECONDS", 3600.0)
+
+
+def hasten(server: Running) -> Session:
+    """Canaries go out every 0.3 s from here on, not before: an agent that connects passes them over."""
+    session = server.server._agent_link._sessions.get(ORGANIZATION, "dock-1")
+    assert session is not None
+    session.heartbeat = 0.3
+    return session
 
 
 @pytest.mark.usefixtures("quick")
 async def test_agent_that_brings_its_canaries_back_is_acting(server: Running) -> None:
     async with connected(server, capabilities=CANARY) as agent:
+        session = hasten(server)
         for _ in range(3):
             await agent.echo()
+        session.heartbeat = sessions_module.HEARTBEAT_SECONDS
         await agent.sync()
         found = await shown(server)
         assert (found.connected, found.hearing, found.acting) == (True, True, True)
@@ -58,9 +69,10 @@ async def test_agent_that_brings_its_canaries_back_is_acting(server: Running) ->
 @pytest.mark.usefixtures("quick")
 async def test_agent_that_hears_and_does_not_act_is_told_apart(server: Running) -> None:
     async with connected(server, capabilities=CANARY) as agent:
+        hasten(server)
         await agent.take("canary")
         async with asyncio.timeout(30):
-            while (found := await shown(server)).acting:
+            while (found := await shown(server)).acting or not found.hearing:
                 await agent.send(heartbeat=agent_link_pb2.Heartbeat())
         assert (found.connected, found.hearing) == (True, True)
 
@@ -68,6 +80,7 @@ async def test_agent_that_hears_and_does_not_act_is_told_apart(server: Running) 
 @pytest.mark.usefixtures("quick")
 async def test_agent_that_does_not_hear_is_told_apart(server: Running) -> None:
     async with connected(server, capabilities=CANARY) as agent:
+        hasten(server)
         await agent.next()  # and its number is not noted: no frame acknowledges it
         async with asyncio.timeout(30):
             while (found := await shown(server)).hearing:
@@ -120,10 +133,14 @@ async def is_refused_as_clone(agent: FakeAgent) -> bool:
     return failure.code() is StatusCode.FAILED_PRECONDITION and info(failure).reason == "AGENT_CLONED"
 
 
-async def test_two_that_live_at_once_are_quarantined_until_an_operator_lifts_it(any_settings: Settings) -> None:
+async def test_two_that_live_at_once_are_quarantined_until_an_operator_lifts_it(
+    any_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clones, "ANSWER_SECONDS", 30.0)
     async with running(any_settings) as server:
         first, second = FakeAgent(server), FakeAgent(server)
         await first.connect(boot_id="boot-1", capabilities=CANARY)
+        await first.sync()
         second.open()
         hello = agent_link_pb2.Hello(journal_id="journal-2", boot_id="boot-2", capabilities=CANARY)
         await second.send(hello=hello)
@@ -241,12 +258,16 @@ async def test_agent_that_does_not_follow_a_drain_is_cut_off(
         assert (await agent.ended())[0] is StatusCode.UNAVAILABLE
 
 
-async def test_agents_of_a_server_that_stops_are_given_slots(settings: Settings) -> None:
+async def test_agents_of_a_server_that_stops_are_given_slots(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "DRAIN_SECONDS", 30.0)
     async with running(replace(settings, connects_per_second=2.0)) as server, contextlib.AsyncExitStack() as stack:
         fleet = [FakeAgent(server, f"dock-{number}") for number in range(4)]
         for agent in fleet:
             await agent.connect()
             stack.callback(agent.vanish)
+            await agent.sync()  # a session is there only after its Welcome
         await server.server._agent_link.drain("the server stops")
         waits = [(await agent.take("drain")).reconnect_after.ToMilliseconds() for agent in fleet]
         assert waits == [1000, 1500, 2000, 2500], "by rank, so that each keeps its slot"

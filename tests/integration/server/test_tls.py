@@ -106,7 +106,7 @@ async def test_of_several_servers_one_is_enough_and_the_first_names_the_certific
     who = {"token": sign(server.settings), "ca": authority.ca}
     async with AsyncClient(f"{server.address},{nobody}", **who) as client:
         assert (await client.access.WhoAmI(access_pb2.WhoAmIRequest())).actor.id == "ada"
-    async with AsyncClient(f"{nobody},{server.address}", **who, timeout=5) as client:
+    async with AsyncClient(f"{nobody},{server.address}", **who, timeout=30) as client:
         with pytest.raises(LadingError, match=r"UNAVAILABLE|certificate|handshake|connect"):
             await client.access.WhoAmI(access_pb2.WhoAmIRequest())
 
@@ -137,7 +137,7 @@ async def test_plaintext_is_not_served_where_tls_is(server: Running) -> None:
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = access_pb2_grpc.AccessStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await stub.WhoAmI(access_pb2.WhoAmIRequest(), metadata=bearer(sign(server.settings)), timeout=5)  # type: ignore[misc]
+            await stub.WhoAmI(access_pb2.WhoAmIRequest(), metadata=bearer(sign(server.settings)), timeout=30)  # type: ignore[misc]
     assert failure.value.code() is StatusCode.UNAVAILABLE
     assert server.events(action="access.whoami") == []
 

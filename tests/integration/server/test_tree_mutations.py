@@ -23,13 +23,12 @@ from lading_client.verify.pins import Pin
 from lading_client.verify.served_log import verify_log
 from lading_server import signer
 from lading_server.event import Actor, ActorType
-from lading_server.ledger import ledger
 from lading_server.settings import Settings
-from lading_server.store import database, reader
+from lading_server.store import database
 from lading_server.store.schema import erasures, events, logs, tiles
 from lading_server.tree import Edge, grow, hash_leaf
 from tests.integration.server.backups import Backup
-from tests.integration.server.conftest import initialize
+from tests.integration.server.conftest import LONG_LIMITS, initialize
 from tests.integration.server.ledgers import event
 from tests.integration.server.running import Running, running, sign
 from tests.postgres import Cluster
@@ -119,8 +118,8 @@ async def look(settings: Settings) -> Pin:
 def make(folder: pathlib.Path, url: str = "") -> Iterator[Original]:
     """A new installation, once for all tests: each begins with `restore`."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (ledger, reader):  # nobody is told UNAVAILABLE because this machine is busy
-            patch.setattr(module, "ANSWER_SECONDS", 30.0)
+        for limit in LONG_LIMITS:
+            patch.setattr(*limit)
         settings = initialize(folder / "data", url)
         asyncio.run(record(settings, EVENTS // 2))
         shutil.copytree(settings.data / signer.STATE_FOLDER, folder / "earlier")

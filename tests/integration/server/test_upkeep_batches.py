@@ -51,10 +51,7 @@ class Witness(FakeAgent):
 
 
 @pytest.fixture
-async def server(any_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
-    monkeypatch.setattr("lading_server.services.upkeep.GROWTH_SECONDS", 3600.0)
-    monkeypatch.setattr("lading_server.services.cosignatures.WRITE_SECONDS", 3600.0)
-    monkeypatch.setattr(leases, "LOOK_SECONDS", 3600.0)
+async def server(any_settings: Settings, quiet: None) -> AsyncIterator[Running]:
     async with running(any_settings) as made:
         yield made
 

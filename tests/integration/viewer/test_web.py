@@ -129,10 +129,12 @@ def test_form_that_is_too_long_is_not_read(own_viewer: Viewer) -> None:
 
 
 def test_wrong_tokens_slow_an_address_down(own_viewer: Viewer) -> None:
-    answers = [own_viewer.ask("POST", "/signin", {"token": "nonsense"}).status for _ in range(8)]
-    assert answers[:6] == [401] * 6
-    assert answers[7] == 429
-    assert own_viewer.ask("POST", "/signin", {"token": "nonsense"}).headers["retry-after"]
+    answers = [own_viewer.ask("POST", "/signin", {"token": "nonsense"}) for _ in range(10)]
+    assert [answer.status for answer in answers[:6]] == [401] * 6
+    # The sixth is to wait 2 s, and each that a busy machine lets come after that twice as long.
+    refused = [answer for answer in answers[6:] if answer.status == 429]
+    assert refused
+    assert refused[0].headers["retry-after"]
 
 
 def test_sign_in_while_the_server_is_down_says_so(own_viewer: Viewer) -> None:
