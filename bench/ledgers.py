@@ -29,7 +29,7 @@ class NoLedger(Ledger):
     def __init__(self) -> None:
         self.boot_id = new_id()  # and no more: it has no database, and does not start
 
-    async def record(self, events: Sequence[Event], late: Any = None) -> list[int]:
+    async def record(self, events: Sequence[Event], late: Any = None, gone: Any = None) -> list[int]:
         return [0] * len(events)
 
 
@@ -57,7 +57,7 @@ class PoolLedger(NaiveLedger):
         self._pool = AsyncConnectionPool(self._url, min_size=CONNECTIONS, max_size=CONNECTIONS, open=False)
         await self._pool.open(wait=True)
 
-    async def record(self, events: Sequence[Event], late: Any = None) -> list[int]:
+    async def record(self, events: Sequence[Event], late: Any = None, gone: Any = None) -> list[int]:
         async with self._pool.connection() as connection:
             for event in events:
                 await connection.execute(INSERT, self.encode(event))
@@ -71,7 +71,7 @@ class EngineLedger(NaiveLedger):
         url = sa.make_url(self._url).set(drivername="postgresql+psycopg")
         self._async_engine = create_async_engine(url, pool_size=CONNECTIONS, max_overflow=0)
 
-    async def record(self, events: Sequence[Event], late: Any = None) -> list[int]:
+    async def record(self, events: Sequence[Event], late: Any = None, gone: Any = None) -> list[int]:
         async with self._async_engine.begin() as connection:
             for event in events:
                 values = dict(zip(rows.COLUMNS, self.encode(event), strict=True))

@@ -48,6 +48,8 @@ WELCOME_WITHIN = 60.0
 HEARTBEAT_EVERY = 15.0
 DRAIN_WITHIN = 10.0
 LAST_WORDS_WITHIN = 5.0
+ENDED_WITHIN = 30.0
+"""After Goodbye; it waits its turn behind frames that a server without its database does not take."""
 COSIGN_EVERY = 5.0
 CAPABILITIES = ("canary", "signed-results", "ack-receipts")
 CLONED, SHED = "AGENT_CLONED", "CONNECTS_SHED"
@@ -323,13 +325,13 @@ class Session:
         log.info("the server asks to connect anew: %s", drain.reason or "no reason given")
         await self._worker.idle(DRAIN_WITHIN)
         self.leave(f"drained: {drain.reason}")
-        await asyncio.sleep(LAST_WORDS_WITHIN)
+        await asyncio.sleep(ENDED_WITHIN)
         self._hang_up()
 
     def _hang_up(self) -> None:
         """End a session that the server does not end: a status can be lost, and nothing else would come after it, as
         keepalive finds the server alive. What is being taken is still taken: only the reading is broken off."""
-        log.warning("the server has not ended the session %g s after Goodbye: leaving", LAST_WORDS_WITHIN)
+        log.warning("the server has not ended the session %g s after Goodbye: leaving", ENDED_WITHIN)
         self._hung_up = True
         if self._call is not None:
             self._call.cancel()

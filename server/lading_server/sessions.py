@@ -146,8 +146,13 @@ class Session:
         and the agent would take the session for broken. Raises AgentOffline."""
         sending = asyncio.get_running_loop().create_task(self.send(frame))
         self.posted.add(sending)
-        sending.add_done_callback(self.posted.discard)
+        sending.add_done_callback(self._forget)
         await asyncio.shield(sending)
+
+    def _forget(self, sending: "asyncio.Task[None]") -> None:
+        self.posted.discard(sending)
+        if not sending.cancelled():
+            sending.exception()  # nobody may wait for it any more
 
     async def show(self, frame: Any, turn: int) -> None:
         """Send a frame with a proof when its turn comes, for each goes on from the tree of the one before; None passes

@@ -133,6 +133,8 @@ class Workers:
     def _roll(self) -> None:
         """Not while they are replaced already, nor before all have begun, nor once they are to stop."""
         if not self._begun or self._stopping.is_set():
+            why = "the server stops" if self._begun else "not all serve yet, ask again then"
+            say(f"no worker is replaced: {why}")
             return
         if self._rolling is None or self._rolling.done():
             self._rolling = asyncio.create_task(self._replace_all())

@@ -293,44 +293,39 @@ class Audit(grpc.aio.ServerInterceptor):
             transaction.append(event_of(call, method, Stage.COMPLETED, Outcome.SUCCESS, 0, "", self._clock(), counts))
             return raw
 
-        committing = self._follow(change, (call.organization, *change.organizations), apply)
+        then = change.then or (lambda: None)
+        became: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        committing = self._ledger.commit(
+            (call.organization, *change.organizations), apply, late=lambda _raw: then(), gone=became.set_result
+        )
+        committing.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
         # Once it is with the ledger it may commit, even if the caller goes away: then that is its one record.
         call.recorded = True
         try:
-            return await asyncio.shield(committing)
-        except asyncio.CancelledError:
-            self._spawn(self._record_failure(call, method, context, committing))
+            return await committing
+        except BaseException:
+            if committing.cancelled():
+                self._spawn(self._follow(call, method, context, became, then))
+            else:
+                call.recorded = committing.exception() is None
             raise
-        except Exception:
-            call.recorded = False
-            raise
 
-    def _follow(
-        self, change: Change[Any], organizations: tuple[str, ...], apply: Callable[[Any], bytes]
-    ) -> "asyncio.Future[bytes]":
-        """Commit, then do what is to follow, also when the caller has gone away by then."""
-        then = change.then
-        if then is None:
-            return self._ledger.commit(organizations, apply)
-
-        def follow(done: "asyncio.Future[bytes]") -> None:
-            if done.exception() is None:
-                then()
-
-        committing = self._ledger.commit(organizations, apply, late=lambda _raw: then())
-        committing.add_done_callback(follow)
-        return committing
-
-    async def _record_failure(
-        self, call: Call, method: Method, context: Context, committing: "asyncio.Future[bytes]"
+    async def _follow(
+        self,
+        call: Call,
+        method: Method,
+        context: Context,
+        became: "asyncio.Future[Exception | None]",
+        then: Callable[[], None],
     ) -> None:
-        """The caller of a change has gone away. Where the change fails, its record goes with it: this is another."""
-        try:
-            await committing
-        except Exception as failure:
+        """The caller of a change has gone away: do what is to follow, or record how the change failed, for its record
+        went with it. Where the log cannot be written, nothing was done."""
+        failure = await became
+        if failure is None:
+            then()
+        elif not isinstance(failure, UNWRITABLE):
             code, message, _ = self._said(call, failure)
-            if not isinstance(failure, UNWRITABLE):
-                await self._record(call, method, context, code, message)
+            await self._record(call, method, context, code, message)
 
     async def _fail(self, call: Call, method: Method, context: Context, failure: BaseException) -> NoReturn:
         """Record how the call really ended, then end it so."""
@@ -386,35 +381,31 @@ class Audit(grpc.aio.ServerInterceptor):
         outcome, counts = OUTCOMES.get(code, Outcome.FAILURE), context.count(answered)
         event = event_of(call, method, Stage.COMPLETED, outcome, int(code), error, self._clock(), counts)
         call.recorded = True
-        try:
-            if call.actor.type == ActorType.ANONYMOUS or outcome == Outcome.DENIED:
-                address = call.peer.rpartition(":")[0] or call.peer
-                await self._flood.record(f"{address} {call.actor.id}", event)
-            elif code == Code.RESOURCE_EXHAUSTED and not call.started:
-                await self._flood.record(call.organization, event)
-            elif call.started:
-                await self._record_end(event)
-            else:
-                await self._ledger.record([event])
-        except UNWRITABLE:
-            if call.started:
-                self._arrears.add(event.organization, event)
-            raise
+        if call.started:
+            await self._record_end(event)
+        elif call.actor.type == ActorType.ANONYMOUS or outcome == Outcome.DENIED:
+            address = call.peer.rpartition(":")[0] or call.peer
+            await self._flood.record(f"{address} {call.actor.id}", event)
+        elif code == Code.RESOURCE_EXHAUSTED:
+            await self._flood.record(call.organization, event)
+        else:
+            await self._ledger.record([event])
 
     async def _record_end(self, event: Event) -> None:
-        """Of a stream that began; also when its caller goes away meanwhile, and the log cannot be written."""
-        recording = asyncio.ensure_future(self._ledger.record([event]))
-        try:
-            await asyncio.shield(recording)
-        except asyncio.CancelledError:
-            self._spawn(self._record_later(event, recording))
-            raise
+        """Of a stream that began: each has an end of its own, as soon as the log can be written, also when its caller
+        goes away meanwhile."""
 
-    async def _record_later(self, event: Event, recording: "asyncio.Future[list[int]]") -> None:
+        def look(failure: BaseException | None) -> None:
+            if isinstance(failure, UNWRITABLE):
+                self._arrears.add(event.organization, event)
+
         try:
-            await recording
-        except UNWRITABLE:
-            self._arrears.add(event.organization, event)
+            recording = asyncio.ensure_future(self._ledger.record([event], gone=look))
+        except UNWRITABLE as failure:
+            look(failure)
+            raise
+        recording.add_done_callback(lambda done: None if done.cancelled() else look(done.exception()))
+        await recording
 
     def _ended(self, call: Call, task: asyncio.Task[Any]) -> None:
         """The net: a call whose task ended without a record leaves one all the same."""

@@ -83,6 +83,7 @@ class Context:
         both: the call would never end.
         """
         sending = asyncio.ensure_future(self._real.send_initial_metadata(metadata))
+        sending.add_done_callback(lambda done: None if done.cancelled() else done.exception())  # if nobody waits for it
         try:
             await asyncio.shield(sending)
         except asyncio.CancelledError:

@@ -54,8 +54,8 @@ WATCH_SECONDS = 0.05
 class Unit(Generic[R]):
     """Statements and events that commit together or not at all.
 
-    `withdrawn`: its caller was told UNAVAILABLE, so nothing must happen. One whose caller went away is not withdrawn:
-    what was asked for is recorded all the same.
+    `withdrawn`: its caller was told UNAVAILABLE, so nothing must happen. One whose caller went away (`answer` is
+    cancelled) is not withdrawn: what was asked for is recorded all the same, and `gone` is told how it failed, or None.
     """
 
     organizations: tuple[str, ...]
@@ -63,6 +63,7 @@ class Unit(Generic[R]):
     answer: "asyncio.Future[R]"
     changes_state: bool
     late: Callable[[R], None] | None
+    gone: Callable[[Exception | None], None] | None
     withdrawn: bool = False
 
 
@@ -131,13 +132,19 @@ class Ledger:
             self._wake.notify()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
-    def record(self, events: Sequence[Event], late: Callable[[list[int]], None] | None = None) -> Awaitable[list[int]]:
-        """Commit events; returns their indexes. Raises LedgerUnavailable (`late`: as in `commit`), LedgerOverloaded."""
+    def record(
+        self,
+        events: Sequence[Event],
+        late: Callable[[list[int]], None] | None = None,
+        gone: Callable[[Exception | None], None] | None = None,
+    ) -> Awaitable[list[int]]:
+        """Commit events; returns their indexes. `late`, `gone`: as in `commit`. Raises LedgerUnavailable,
+        LedgerOverloaded."""
         organizations = (
             (events[0].organization,) if len(events) == 1 else tuple(sorted({event.organization for event in events}))
         )
         return self._submit(
-            organizations, lambda transaction: [transaction.append(event) for event in events], False, late
+            organizations, lambda transaction: [transaction.append(event) for event in events], False, late, gone
         )
 
     def commit(
@@ -146,15 +153,16 @@ class Ledger:
         apply: Callable[[Transaction], R],
         *,
         late: Callable[[R], None] | None = None,
+        gone: Callable[[Exception | None], None] | None = None,
     ) -> "asyncio.Future[R]":
         """Run `apply` in a transaction that holds the heads of the logs of `organizations` (those it appends to).
 
         Returns what `apply` returns, once it is on disk. An exception of `apply` undoes that unit alone and is raised
         here. Raises LedgerUnavailable when the database does not answer in time (then it may still commit: what the
         unit wrote and what it recorded agree either way, and `late` is called with the result), LedgerOverloaded when
-        too many wait.
+        too many wait. Where who waits goes away first, so that this is cancelled, `gone` is told what became of it.
         """
-        return self._submit(tuple(organizations), apply, True, late)
+        return self._submit(tuple(organizations), apply, True, late, gone)
 
     def _submit(
         self,
@@ -162,6 +170,7 @@ class Ledger:
         apply: Callable[[Transaction], R],
         changes: bool,
         late: Callable[[R], None] | None,
+        gone: Callable[[Exception | None], None] | None,
     ) -> "asyncio.Future[R]":
         assert self._loop is not None, "start() comes first"
         if self._closing:
@@ -171,7 +180,7 @@ class Ledger:
         if len(self._waiting) >= QUEUE_MAX:
             raise errors.LedgerOverloaded(retry_after=1.0)
         answer: asyncio.Future[R] = self._loop.create_future()
-        unit = Unit(organizations, apply, answer, changes, late)
+        unit = Unit(organizations, apply, answer, changes, late, gone)
         self._waiting.append(unit)
         if self._idle:
             with self._wake:
@@ -408,7 +417,8 @@ class Ledger:
                 if failure is None and unit.late is not None:
                     unit.late(result)
             elif unit.answer.done():
-                continue
+                if unit.gone is not None:
+                    unit.gone(failure)
             elif failure is None:
                 unit.answer.set_result(result)
             else:

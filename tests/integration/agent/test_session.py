@@ -337,7 +337,7 @@ async def test_an_agent_that_is_drained_comes_back_in_its_slot_though_the_server
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("lading_agent.session.LAST_WORDS_WITHIN", 0.01)
+    monkeypatch.setattr("lading_agent.session.ENDED_WITHIN", 0.01)
     # Coming back by back-off would be too late for this test.
     monkeypatch.setattr(Backoff, "next", lambda self: 3600.0)
     async with running(plane, tmp_path, runtime):

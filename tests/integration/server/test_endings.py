@@ -12,10 +12,12 @@ import grpc
 import grpc.aio
 import h2.exceptions
 import pytest
+import sqlalchemy as sa
 from grpc import StatusCode
 
+from lading_server import errors
 from lading_server.event import Outcome, Stage
-from lading_server.interceptors import audit
+from lading_server.interceptors import audit, flood
 from lading_server.ledger import ledger as ledger_module
 from lading_server.settings import Settings
 from tests.integration.server.conftest import initialize, own_limits
@@ -101,6 +103,15 @@ class Caller:
 
 
 Act = Callable[[Caller], Awaitable[StatusCode]]
+
+
+class Nobody:
+    """Says of every caller that it may do nothing any more."""
+
+    async def identify(self, call: Any, metadata: Any) -> None: ...
+
+    def permissions(self, _call: Any) -> frozenset[str]:
+        return frozenset()
 
 
 @dataclass(frozen=True)
@@ -295,7 +306,7 @@ ENDINGS: dict[str, Ending] = {
 @pytest.fixture
 async def server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EndingsServer]:
     # The server may see a call late, and so its deadline; calls that are cancelled have ten times as long.
-    monkeypatch.setattr(audit, "DEADLINE_SLACK_SECONDS", 2.0)
+    monkeypatch.setattr(audit, "DEADLINE_SLACK_SECONDS", 1.0)
     async with EndingsServer(settings) as running:
         yield running
 
@@ -414,6 +425,25 @@ async def test_caller_that_goes_away_during_the_commit_has_one_record_of_what_wa
     assert [event.summary for event in server.events()] == [(Stage.COMPLETED, Outcome.SUCCESS, 0)] * 2
 
 
+async def test_change_whose_caller_goes_away_is_done_though_the_database_hangs(
+    server: EndingsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = Caller(server, "Unary", bearer(sign(server.settings)))
+    with contextlib.suppress(errors.LedgerUnavailable):  # of what keeps the ledger busy
+        async with busy(server.ledger):
+            call = caller.call(Do(how="change"))
+            ending = asyncio.ensure_future(caller.end(call))
+            await eventually(lambda: len(server.ledger._waiting) == 1)
+            call.cancel()
+            assert await ending is StatusCode.CANCELLED
+            monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.3)
+            waiting = caller.call(Do(how="ok"))
+            assert await caller.end(waiting) is StatusCode.UNAVAILABLE
+            monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
+    await server.settled()
+    assert [event.summary for event in server.events()] == [(Stage.COMPLETED, Outcome.SUCCESS, 0)]
+
+
 async def test_change_that_fails_after_its_caller_has_gone_away_leaves_its_record(server: EndingsServer) -> None:
     caller = Caller(server, "Unary", bearer(sign(server.settings)))
     async with busy(server.ledger):
@@ -501,15 +531,20 @@ async def test_stream_whose_caller_goes_away_while_its_end_cannot_be_written_has
     monkeypatch.setattr(caller, "once", requests)
     call = caller.call(Do(how="drain"))
     await caller.began()
-    with locked(server.settings) as release:
-        leave.set()
-        await eventually(lambda: any(not unit.answer.done() for unit in server.ledger._batch))  # its end is on its way
-        call.cancel()
-        await eventually(lambda: not server.audit._active)
-        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 0.0)
-        await eventually(lambda: server.audit._arrears._due)
-        monkeypatch.setattr(ledger_module, "ANSWER_SECONDS", 30.0)
-        release()
+    lose, attempt = threading.Event(), server.ledger._attempt
+
+    def lost(_batch: Any) -> Any:
+        monkeypatch.setattr(server.ledger, "_attempt", attempt)
+        assert lose.wait(30)
+        raise sa.exc.OperationalError("COMMIT", None, Exception("the server closed the connection"))
+
+    monkeypatch.setattr(server.ledger, "_attempt", lost)
+    leave.set()
+    await eventually(lambda: any(not unit.answer.done() for unit in server.ledger._batch))  # its end is on its way
+    call.cancel()
+    await eventually(lambda: not server.audit._active)
+    lose.set()
+    await eventually(lambda: not server.ledger._batch_began)
     await server.settled()
     ends = [event.summary for event in server.events()]
     assert ends == [(Stage.STARTED, Outcome.PENDING, 0), (Stage.COMPLETED, Outcome.SUCCESS, 0)]
@@ -532,3 +567,19 @@ async def test_begin_of_a_stream_that_was_committed_too_late_has_an_end(
     assert began.stage is Stage.STARTED
     assert end.summary == (Stage.COMPLETED, Outcome.FAILURE, StatusCode.UNAVAILABLE.value[0])
     assert (began.operation, began.superseded_by) == (end.operation, end.index)
+
+
+async def test_each_of_many_streams_that_are_cut_off_at_once_has_an_end_of_its_own(server: EndingsServer) -> None:
+    """Those of refused calls share one, when they are many; these have begun."""
+    many = 2 * flood.BURST
+    caller = Caller(server, "Talk", bearer(sign(server.settings)))
+    ends = [asyncio.ensure_future(caller.end(caller.call(Do(how="idle")))) for _ in range(many)]
+    await eventually(lambda: len(server.audit._streams) == many)
+    server.audit._identity = Nobody()
+    server.audit._look()
+    assert set(await asyncio.gather(*ends)) == {StatusCode.UNAUTHENTICATED}
+    await server.settled()
+    events = server.events()
+    began = [event.operation for event in events if event.stage is Stage.STARTED]
+    ended = [event.operation for event in events if event.stage is Stage.COMPLETED]
+    assert (len(began), sorted(began)) == (many, sorted(ended))
