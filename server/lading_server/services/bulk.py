@@ -25,21 +25,11 @@ async def fill(
     another one.
     """
     stream = relay.attach()
-    writing = asyncio.Lock()
-
-    async def say(message: Any) -> None:
-        async with writing:
-            await write(message)
-
-    telling = asyncio.create_task(tell(relay, first.input_received, say))
+    telling = asyncio.create_task(tell(relay, first.input_received, write))
     try:
         await pump(relay, stream, first, read)
         if not relay.stopped.is_set():
             telling.cancel()
-    except errors.Error:
-        async with writing:  # one that was cut off would stand in the way of the status
-            telling.cancel()
-        raise
     except BaseException:
         telling.cancel()
         raise
